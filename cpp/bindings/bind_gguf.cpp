@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace lola {
+
+void bind_gguf(pybind11::module_&) {}
+
+}  // namespace lola

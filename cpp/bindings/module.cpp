@@ -1,0 +1,16 @@
+#include "bindings/bindings.h"
+
+#define LOLA_STRING_OF(text) #text
+#define LOLA_STRING(text) LOLA_STRING_OF(text)
+
+PYBIND11_MODULE(_core, module) {
+  module.attr("__version__") = LOLA_STRING(LOLA_VERSION);
+  lola::bind_errors(module);
+  lola::bind_gguf(module);
+  lola::bind_sampler(module);
+  lola::bind_model(module);
+  pybind11::module_ testing = module.def_submodule("testing", "Inner parts, for the tests only.");
+  lola::bind_testing_quant(testing);
+  lola::bind_testing_kernels(testing);
+  lola::bind_testing_lola(testing);
+}

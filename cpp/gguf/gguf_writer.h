@@ -1,0 +1,43 @@
+// Writes small GGUF v3 files: session states. The file appears under its name only when it is complete.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "quant/quant_table.h"
+
+namespace lola {
+
+class GgufWriter {
+ public:
+  void put_int(std::string key, int64_t value);
+  void put_uint(std::string key, uint64_t value);
+  void put_float(std::string key, double value);  // f64
+  void put_bool(std::string key, bool value);
+  void put_string(std::string key, std::string_view value);
+  void put_int_array(std::string key, std::span<const int64_t> values);
+  void put_bytes(std::string key, std::span<const uint8_t> values);  // array of u8
+
+  // data must stay valid until write(). shape is slowest dimension first.
+  void put_tensor(std::string name, QuantType type, std::span<const int64_t> shape, const void* data, uint64_t bytes);
+
+  // Writes to a temporary file beside `path`, flushes it to the disk, then renames it over `path`.
+  void write(const std::string& path) const;
+
+ private:
+  struct Tensor {
+    std::string name;
+    QuantType type;
+    std::vector<int64_t> shape;
+    const void* data;
+    uint64_t bytes;
+  };
+  std::string metadata_;
+  uint64_t key_count_ = 0;
+  std::vector<Tensor> tensors_;
+};
+
+}  // namespace lola
