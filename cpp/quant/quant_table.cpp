@@ -1,1 +1,61 @@
 #include "quant/quant_table.h"
+
+#include "base/error.h"
+#include "quant/plain.h"
+#include "quant/q2_k.h"
+#include "quant/q3_k.h"
+#include "quant/q4_0.h"
+#include "quant/q4_1.h"
+#include "quant/q4_k.h"
+#include "quant/q5_0.h"
+#include "quant/q5_1.h"
+#include "quant/q5_k.h"
+#include "quant/q6_k.h"
+#include "quant/q8_0.h"
+
+namespace lola {
+namespace {
+
+template <typename Block>
+constexpr QuantFormat block_format(QuantType type, const char* name) {
+  return {type,          name,           Block::kWeights,      static_cast<int32_t>(sizeof(Block)),
+          Block::kGroup, Block::kHasMin, decode_blocks<Block>, unpack_blocks<Block>};
+}
+
+constexpr QuantFormat kFormats[] = {
+    {QuantType::kF32, "F32", 1, 4, 0, false, decode_f32, nullptr},
+    {QuantType::kF16, "F16", 1, 2, 0, false, decode_f16, nullptr},
+    {QuantType::kBF16, "BF16", 1, 2, 0, false, decode_bf16, nullptr},
+    block_format<BlockQ4_0>(QuantType::kQ4_0, "Q4_0"),
+    block_format<BlockQ4_1>(QuantType::kQ4_1, "Q4_1"),
+    block_format<BlockQ5_0>(QuantType::kQ5_0, "Q5_0"),
+    block_format<BlockQ5_1>(QuantType::kQ5_1, "Q5_1"),
+    block_format<BlockQ8_0>(QuantType::kQ8_0, "Q8_0"),
+    block_format<BlockQ2_K>(QuantType::kQ2_K, "Q2_K"),
+    block_format<BlockQ3_K>(QuantType::kQ3_K, "Q3_K"),
+    block_format<BlockQ4_K>(QuantType::kQ4_K, "Q4_K"),
+    block_format<BlockQ5_K>(QuantType::kQ5_K, "Q5_K"),
+    block_format<BlockQ6_K>(QuantType::kQ6_K, "Q6_K"),
+};
+
+}  // namespace
+
+std::span<const QuantFormat> quant_formats() { return kFormats; }
+
+const QuantFormat* find_quant_format(uint32_t type) {
+  for (const QuantFormat& format : kFormats) {
+    if (static_cast<uint32_t>(format.type) == type) return &format;
+  }
+  return nullptr;
+}
+
+const QuantFormat& quant_format(QuantType type) {
+  const uint32_t number = static_cast<uint32_t>(type);
+  const QuantFormat* format = find_quant_format(number);
+  if (!format)
+    throw UnsupportedError(
+        message("tensor type ", number, " is not a weight format of this build"));
+  return *format;
+}
+
+}  // namespace lola

@@ -1,4 +1,5 @@
-// The table of weight formats: one row per GGUF tensor type, each implemented by one header beside this file.
+// The table of weight formats: one row per GGUF tensor type, each implemented by one header beside
+// this file.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +37,12 @@ enum class QuantType : uint32_t {
   kNVFP4 = 40,
 };
 
-// Every quantized format is also a run of int8 numbers with one scale, and for some one offset, per group:
+// Every quantized format is also a run of int8 numbers with one scale, and for some one offset, per
+// group:
 //   weight = scale[i / group_size] * q[i] - min[i / group_size]
-// This integer form is what the dot products with int8 activations read; `decode` is the exact value.
+// This integer form is what the dot products with int8 activations read. In float32, with each
+// operation rounded, it is the decoded weight to the bit. q may be any int8: Q8_0 files can hold
+// -128 (all other formats stay within -127..127), whose absolute value is no int8, only a uint8.
 struct QuantFormat {
   QuantType type;
   const char* name;    // "Q4_K"
@@ -60,6 +64,7 @@ std::span<const QuantFormat> quant_formats();
 // Null when the number is none of the table's.
 const QuantFormat* find_quant_format(uint32_t type);
 
+// Throws UnsupportedError, naming the number.
 const QuantFormat& quant_format(QuantType type);
 
 }  // namespace lola

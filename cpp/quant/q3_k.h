@@ -1,0 +1,40 @@
+// Q3_K: weight = d * (s - 32) * (n - 4), n of 3 bits; s of 6 bits for each 16 weights.
+#pragma once
+
+#include "quant/block.h"
+
+namespace lola {
+
+struct BlockQ3_K {
+  static constexpr int kWeights = 256;
+  static constexpr int kGroup = 16;
+  static constexpr bool kHasMin = false;
+
+  uint8_t hmask[32];  // byte i holds the third bit of the weights 32 b + i in bit b, b < 8
+  uint8_t
+      qs[64];  // [2, 32]: byte [h, i] holds the low bits of the weights 128 h + 32 b + i in bits 2b
+  uint8_t
+      scales[12];  // 8 bytes of low nibbles (groups 0-7 low, 8-15 high), then 4 bytes of high bits
+  uint8_t d[2];    // float16
+};
+static_assert(sizeof(BlockQ3_K) == 110);
+
+static inline void unpack(const BlockQ3_K& block, int8_t* __restrict q, float* __restrict scale) {
+  const float d = load_f16(block.d);
+  for (int group = 0; group < 16; ++group) {
+    const int low = block.scales[group % 8] >> group / 8 * 4 & 0x0F;
+    const int high = block.scales[8 + group % 4] >> group / 4 * 2 & 3;
+    scale[group] = d * static_cast<float>(low + high * 16 - 32);
+  }
+  for (int run = 0; run < 8; ++run) {
+    const uint8_t* qs = block.qs + run / 4 * 32;
+    const int shift = run % 4 * 2;
+    for (int i = 0; i < 32; ++i) {
+      const int low = qs[i] >> shift & 3;
+      const int high = block.hmask[i] >> run & 1;
+      q[run * 32 + i] = static_cast<int8_t>(low + high * 4 - 4);
+    }
+  }
+}
+
+}  // namespace lola

@@ -1,0 +1,29 @@
+// Q4_1: weight = d * n + m, n of 4 bits.
+#pragma once
+
+#include "quant/block.h"
+
+namespace lola {
+
+struct BlockQ4_1 {
+  static constexpr int kWeights = 32;
+  static constexpr int kGroup = 32;
+  static constexpr bool kHasMin = true;
+
+  uint8_t d[2];    // float16
+  uint8_t m[2];    // float16
+  uint8_t qs[16];  // byte i: n of weight i low, of weight 16 + i high
+};
+static_assert(sizeof(BlockQ4_1) == 20);
+
+static inline void unpack(const BlockQ4_1& block, int8_t* __restrict q, float* __restrict scale,
+                          float* __restrict min) {
+  scale[0] = load_f16(block.d);
+  min[0] = -load_f16(block.m);
+  for (int i = 0; i < 16; ++i) {
+    q[i] = static_cast<int8_t>(block.qs[i] & 0x0F);
+    q[16 + i] = static_cast<int8_t>(block.qs[i] >> 4);
+  }
+}
+
+}  // namespace lola

@@ -1,0 +1,49 @@
+// Q4_K: weight = d * s * n - dmin * m, n of 4 bits; s and m of 6 bits for each 32 weights.
+#pragma once
+
+#include "quant/block.h"
+
+namespace lola {
+
+struct BlockQ4_K {
+  static constexpr int kWeights = 256;
+  static constexpr int kGroup = 32;
+  static constexpr bool kHasMin = true;
+
+  uint8_t d[2];        // float16
+  uint8_t dmin[2];     // float16
+  uint8_t scales[12];  // see unpack_scales_k
+  uint8_t
+      qs[128];  // [4, 32]: byte [p, i] holds n of weight 64 p + i low, of weight 64 p + 32 + i high
+};
+static_assert(sizeof(BlockQ4_K) == 144);
+
+// The six-bit s and m of Q4_K and Q5_K, times d and dmin. The 12 bytes are three rows of four: s of
+// the groups 0-3, m of the groups 0-3, and the low nibbles of s (low) and m (high) of the groups
+// 4-7, whose upper two bits top the first rows. scales [12] -> scale [8], min [8]
+static inline void unpack_scales_k(const uint8_t* scales, float d, float dmin,
+                                   float* __restrict scale, float* __restrict min) {
+  for (int i = 0; i < 4; ++i) {
+    const int s = scales[i];
+    const int m = scales[4 + i];
+    const int low = scales[8 + i];
+    scale[i] = d * static_cast<float>(s & 0x3F);
+    min[i] = dmin * static_cast<float>(m & 0x3F);
+    scale[4 + i] = d * static_cast<float>((low & 0x0F) | (s >> 6) << 4);
+    min[4 + i] = dmin * static_cast<float>(low >> 4 | (m >> 6) << 4);
+  }
+}
+
+static inline void unpack(const BlockQ4_K& block, int8_t* __restrict q, float* __restrict scale,
+                          float* __restrict min) {
+  unpack_scales_k(block.scales, load_f16(block.d), load_f16(block.dmin), scale, min);
+  for (int pair = 0; pair < 4; ++pair) {
+    for (int i = 0; i < 32; ++i) {
+      const uint8_t byte = block.qs[pair * 32 + i];
+      q[pair * 64 + i] = static_cast<int8_t>(byte & 0x0F);
+      q[pair * 64 + 32 + i] = static_cast<int8_t>(byte >> 4);
+    }
+  }
+}
+
+}  // namespace lola
