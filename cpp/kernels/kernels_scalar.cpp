@@ -1,0 +1,166 @@
+// The reference: every kernel as a plain loop. The other instruction sets are tested against this file.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/half.h"
+#include "kernels/kernel_sets.h"
+
+namespace lola {
+namespace {
+
+void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = 0.0f;
+      for (int64_t p = 0; p < k; ++p) sum += a[i * lda + p] * b[j * ldb + p];
+      c[i * ldc + j] = sum;
+    }
+  }
+}
+
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t p = 0; p < k; ++p) {
+      const float factor = a[i * lda + p];
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * b[p * ldb + j];
+    }
+  }
+}
+
+void gemm_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  for (int64_t p = 0; p < k; ++p) {
+    for (int64_t i = 0; i < m; ++i) {
+      const float factor = a[p * lda + i];
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * b[p * ldb + j];
+    }
+  }
+}
+
+float max(const float* x, int64_t n) {
+  float largest = x[0];
+  for (int64_t i = 1; i < n; ++i) largest = std::max(largest, x[i]);
+  return largest;
+}
+
+// Sums term(i) for i in [0, n). A single float32 sum of 16384 terms would lose three digits, so the terms are
+// dealt out to several.
+template <typename Term>
+float sum_of(int64_t n, const Term& term) {
+  constexpr int kParts = 16;
+  float parts[kParts] = {};
+  for (int64_t i = 0; i < n; ++i) parts[i % kParts] += term(i);
+  float sum = 0.0f;
+  for (const float part : parts) sum += part;
+  return sum;
+}
+
+float dot(const float* a, const float* b, int64_t n) {
+  return sum_of(n, [=](int64_t i) { return a[i] * b[i]; });
+}
+
+void scale(float* x, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+float exp_or_zero(float x) { return x < kLowestExponent ? 0.0f : std::exp(x); }
+
+float exp_shift(float* x, int64_t n, float shift) {
+  return sum_of(n, [=](int64_t i) { return x[i] = exp_or_zero(x[i] - shift); });
+}
+
+float squared_distance(const float* a, const float* b, int64_t n) {
+  return sum_of(n, [=](int64_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
+}
+
+void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  const float mean = dot(x, x, n) / static_cast<float>(n);
+  const float factor = 1.0f / std::sqrt(mean + eps);
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void silu_gate(float* gate, const float* up, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + exp_or_zero(-gate[i])) * up[i];
+}
+
+void add(float* x, const float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] += y[i];
+}
+
+void rotate(float& first, float& second, float cosine, float sine) {
+  const float rotated = first * cosine - second * sine;
+  second = second * cosine + first * sine;
+  first = rotated;
+}
+
+void rope_interleaved(float* x, const float* cosine, const float* sine, int64_t pairs) {
+  for (int64_t i = 0; i < pairs; ++i) rotate(x[2 * i], x[2 * i + 1], cosine[i], sine[i]);
+}
+
+void rope_half(float* x, const float* cosine, const float* sine, int64_t pairs) {
+  for (int64_t i = 0; i < pairs; ++i) rotate(x[i], x[i + pairs], cosine[i], sine[i]);
+}
+
+void halves_to_floats(const uint16_t* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = f16_to_f32(x[i]);
+}
+
+void floats_to_halves(const float* x, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = f32_to_f16(x[i]);
+}
+
+void q8_0_to_f32(const uint8_t* blocks, int64_t n, float* out) {
+  for (int64_t start = 0; start < n; start += kQ8BlockSize, blocks += kQ8BlockBytes) {
+    uint16_t half;
+    std::memcpy(&half, blocks, sizeof half);
+    const float block_scale = f16_to_f32(half);
+    for (int i = 0; i < kQ8BlockSize; ++i) {
+      out[start + i] = block_scale * static_cast<float>(static_cast<int8_t>(blocks[2 + i]));
+    }
+  }
+}
+
+void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
+  for (int64_t start = 0; start < n; start += kQ8BlockSize, blocks += kQ8BlockBytes) {
+    float largest = 0.0f;
+    for (int i = 0; i < kQ8BlockSize; ++i) largest = std::max(largest, std::fabs(x[start + i]));
+    const uint16_t half = f32_to_f16(std::min(largest / 127.0f, kLargestHalf));
+    std::memcpy(blocks, &half, sizeof half);
+    // Rounding against the scale as stored keeps every error within half a step of what will be decoded.
+    const float inverse = half == 0 ? 0.0f : 1.0f / f16_to_f32(half);
+    for (int i = 0; i < kQ8BlockSize; ++i) {
+      const float level = std::max(-127.0f, std::min(127.0f, x[start + i] * inverse));
+      blocks[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(level)));
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    .isa = Isa::kScalar,
+    .name = "scalar",
+    .matmul = nullptr,
+    .gemm_nt = gemm_nt,
+    .gemm_nn = gemm_nn,
+    .gemm_tn = gemm_tn,
+    .max = max,
+    .dot = dot,
+    .scale = scale,
+    .exp_shift = exp_shift,
+    .squared_distance = squared_distance,
+    .rms_norm = rms_norm,
+    .silu_gate = silu_gate,
+    .add = add,
+    .rope_interleaved = rope_interleaved,
+    .rope_half = rope_half,
+    .f16_to_f32 = halves_to_floats,
+    .f32_to_f16 = floats_to_halves,
+    .q8_0_to_f32 = q8_0_to_f32,
+    .f32_to_q8_0 = f32_to_q8_0,
+};
+
+}  // namespace lola
