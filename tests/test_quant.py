@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from lola_cpp import _core
 
 core = _core.testing
+ROOT = Path(__file__).parent.parent
 
 FORMATS = {row["name"]: row for row in core.quant_formats()}
 UNPACKED = [name for name, row in FORMATS.items() if row["group_size"]]
-# Those that gguf.quants can write.
+# Those that gguf.quants writes as well as reads.
 QUANTIZED = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
-QUANTIZED = [name for name in QUANTIZED if name in FORMATS]
 
 # Where a block keeps its float16 scales and offsets.
 FLOAT16_AT = {
-    **dict.fromkeys(["F16", "Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS"], [0]),
-    **dict.fromkeys(["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S"], [0]),
-    **dict.fromkeys(["Q4_1", "Q5_1", "Q4_K", "Q5_K"], [0, 2]),
+    "F16": [0],
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q8_0": [0],
     "Q2_K": [80, 82],
     "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
     "Q6_K": [208],
+    "IQ1_S": [0],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ2_S": [0],
+    "IQ3_XXS": [0],
+    "IQ3_S": [0],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
     "TQ1_0": [52],
     "TQ2_0": [64],
 }
@@ -48,7 +66,7 @@ def sane_blocks(name: str, seed: int) -> np.ndarray:
     if name == "BF16":
         blocks[:, 1] = blocks[:, 1] & 0x80 | 0x3E
     if name == "MXFP4":
-        blocks[:, 0] = rng.integers(110, 130, BLOCKS)
+        blocks[:, 0] = rng.integers(100, 140, BLOCKS)
     if name == "IQ1_M":
         # The float16 scale is the upper nibbles of bytes 49, 51, 53 and 55, the lowest nibble first.
         for part in range(4):
@@ -120,11 +138,12 @@ def test_quantized_weights_decode_as_gguf_quants_does(name: str) -> None:
     blocks = quants.quantize(weights, GGMLQuantizationType[name])
     decoded = core.decode(FORMATS[name]["type"], blocks.tobytes())
     assert_same_floats(decoded, expected_weights(name, blocks))
-    assert np.corrcoef(decoded, weights.ravel())[0, 1] > 0.8
+    # Three levels, spread over four standard deviations to either side, keep 0.7 of a normal distribution.
+    assert np.corrcoef(decoded, weights.ravel())[0, 1] > 0.65
 
 
-# No tolerance: the integer form does the operations of gguf.quants in the same order; where it folds a factor into q (the
-# eighths of IQ1) it is a power of two, which rounds nothing.
+# No tolerance: the integer form does the operations of gguf.quants in the same order, and what it folds into q (the
+# eighths of IQ1) is a power of two, which rounds nothing.
 @pytest.mark.parametrize("name", UNPACKED)
 def test_the_integer_form_is_exactly_the_decoded_weight(name: str) -> None:
     for blocks in (sane_blocks(name, seed=4), random_blocks(name, seed=5)):
@@ -145,8 +164,6 @@ def test_no_blocks_decode_to_no_weights(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_part_of_a_block_is_refused(name: str) -> None:
     size = FORMATS[name]["block_bytes"] + 1
-    if size % FORMATS[name]["block_bytes"] == 0:
-        pytest.fail("the test wants blocks of more than one byte")
     with pytest.raises(Exception, match=f"{name} data: found {size} bytes"):
         core.decode(FORMATS[name]["type"], bytes(size))
 
@@ -155,3 +172,9 @@ def test_a_part_of_a_block_is_refused(name: str) -> None:
 def test_an_unknown_format_is_refused_by_its_number(number: int) -> None:
     with pytest.raises(Exception, match=f"tensor type {number} "):
         core.decode(number, b"")
+
+
+def test_the_codebooks_are_those_of_gguf() -> None:
+    script = ROOT / "tools" / "generate_iq_tables.py"
+    written = subprocess.run([sys.executable, script], check=True, capture_output=True, encoding="utf-8").stdout
+    assert (ROOT / "cpp" / "quant" / "iq_tables.h").read_text(encoding="utf-8") == written

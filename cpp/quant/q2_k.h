@@ -11,8 +11,9 @@ struct BlockQ2_K {
   static constexpr bool kHasMin = true;
 
   uint8_t scales[16];  // byte g: s of group g low, m high
-  uint8_t qs[64];  // [2, 32]: byte [h, i] holds n of the weights 128 h + 32 b + i in bits 2b, b < 4
-  uint8_t d[2];    // float16
+  // [2, 32]: byte [h, i] holds n of the weights 128 h + 32 b + i in bits 2b, b < 4.
+  uint8_t qs[64];
+  uint8_t d[2];     // float16
   uint8_t dmin[2];  // float16
 };
 static_assert(sizeof(BlockQ2_K) == 84);

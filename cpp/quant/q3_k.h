@@ -10,12 +10,14 @@ struct BlockQ3_K {
   static constexpr int kGroup = 16;
   static constexpr bool kHasMin = false;
 
-  uint8_t hmask[32];  // byte i holds the third bit of the weights 32 b + i in bit b, b < 8
-  uint8_t
-      qs[64];  // [2, 32]: byte [h, i] holds the low bits of the weights 128 h + 32 b + i in bits 2b
-  uint8_t
-      scales[12];  // 8 bytes of low nibbles (groups 0-7 low, 8-15 high), then 4 bytes of high bits
-  uint8_t d[2];    // float16
+  // Byte i holds the third bit of the weights 32 b + i in bit b, b < 8.
+  uint8_t hmask[32];
+  // [2, 32]: byte [h, i] holds the low bits of the weights 128 h + 32 b + i in bits 2b, b < 4.
+  uint8_t qs[64];
+  // 8 bytes of low nibbles (groups 0-7 low, 8-15 high), then 4 bytes of high bits (group 4 b + i in
+  // bits 2b of byte i).
+  uint8_t scales[12];
+  uint8_t d[2];  // float16
 };
 static_assert(sizeof(BlockQ3_K) == 110);
 

@@ -13,8 +13,8 @@ struct BlockQ4_K {
   uint8_t d[2];        // float16
   uint8_t dmin[2];     // float16
   uint8_t scales[12];  // see unpack_scales_k
-  uint8_t
-      qs[128];  // [4, 32]: byte [p, i] holds n of weight 64 p + i low, of weight 64 p + 32 + i high
+  // [4, 32]: byte [p, i] holds n of weight 64 p + i low, of 64 p + 32 + i high.
+  uint8_t qs[128];
 };
 static_assert(sizeof(BlockQ4_K) == 144);
 

@@ -15,9 +15,10 @@ struct BlockQ5_K {
   uint8_t d[2];        // float16
   uint8_t dmin[2];     // float16
   uint8_t scales[12];  // see unpack_scales_k
-  uint8_t qh[32];      // byte i holds the fifth bit of the weights 32 b + i in bit b, b < 8
-  uint8_t qs[128];  // [4, 32]: byte [p, i] holds the low bits of weight 64 p + i low, of weight 64
-                    // p + 32 + i high
+  // Byte i holds the fifth bit of the weights 32 b + i in bit b, b < 8.
+  uint8_t qh[32];
+  // [4, 32]: byte [p, i] holds the low bits of weight 64 p + i low, of 64 p + 32 + i high.
+  uint8_t qs[128];
 };
 static_assert(sizeof(BlockQ5_K) == 176);
 

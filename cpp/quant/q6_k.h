@@ -10,10 +10,10 @@ struct BlockQ6_K {
   static constexpr int kGroup = 16;
   static constexpr bool kHasMin = false;
 
-  uint8_t ql[128];  // [2, 64]: byte [h, i] holds the low bits of weight 128 h + i low, of 128 h +
-                    // 64 + i high
-  uint8_t qh[64];   // [2, 32]: byte [h, i] holds the high bits of the weights 128 h + 32 b + i in
-                    // bits 2b, b < 4
+  // [2, 64]: byte [h, i] holds the low bits of weight 128 h + i low, of 128 h + 64 + i high.
+  uint8_t ql[128];
+  // [2, 32]: byte [h, i] holds the high bits of the weights 128 h + 32 b + i in bits 2b, b < 4.
+  uint8_t qh[64];
   int8_t scales[16];
   uint8_t d[2];  // float16
 };
