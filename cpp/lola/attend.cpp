@@ -1,0 +1,133 @@
+#include "lola/attend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lola/exact_sums.h"
+#include "lola/hidden_state.h"
+#include "lola/pair_rows.h"
+#include "lola/sliding_window.h"
+
+namespace lola {
+namespace {
+
+void add_window(const KvHead& head, const QueryBlock& queries, int64_t position, const ExactSums& sums) {
+  const int64_t d = queries.head_dim;
+  const int64_t end = position + queries.tokens;
+  float* keys = head.scratch.keys.get(kTilePairs * d);
+  float* values = head.scratch.values.get(kTilePairs * d);
+  for (int64_t begin = window_begin(head.config, position); begin < end; begin += kTilePairs) {
+    const int64_t count = std::min(kTilePairs, end - begin);
+    load_window(head, begin, count, keys, values);
+    add_tile(head.kernels, queries, {keys, values, count, position + 1 - begin}, sums, head.scratch.logits);
+  }
+}
+
+void add_sparse_cache(const KvHead& head, const QueryBlock& queries, int64_t cached, const SparseCache& cache,
+                      const ExactSums& sums) {
+  const int64_t d = queries.head_dim;
+  float* keys = head.scratch.keys.get(kTilePairs * d);
+  float* values = head.scratch.values.get(kTilePairs * d);
+  for (int64_t begin = 0; begin < cached; begin += kTilePairs) {
+    const int64_t count = std::min(kTilePairs, cached - begin);
+    const int64_t offset = begin * head.layout.row_bytes();
+    load_pairs(head.kernels, head.config.pair_type, cache.k + offset, count * d, keys);
+    load_pairs(head.kernels, head.config.pair_type, cache.v + offset, count * d, values);
+    add_tile(head.kernels, queries, visible_to_all(keys, values, count), sums, head.scratch.logits);
+  }
+}
+
+// Each owner's cache is read by its own query heads only.
+void add_sparse_caches(const KvHead& head, const QueryBlock& queries, int64_t cached, const ExactSums& sums) {
+  const int64_t heads = head.heads_per_owner();
+  const int64_t rows = heads * queries.tokens;
+  const int64_t d = queries.head_dim;
+  for (int64_t owner = 0; cached > 0 && owner < head.owners(); ++owner) {
+    const int64_t first = owner * rows;
+    const QueryBlock block{queries.q + first * d, heads, queries.tokens, d};
+    const ExactSums part{sums.max + first, sums.sum + first, sums.y + first * d};
+    add_sparse_cache(head, block, cached, head.sparse_cache(owner), part);
+  }
+}
+
+// The linear term of one query head; q [tokens, head_dim], not scaled.
+LinearSums add_hidden_state(const KvHead& head, int64_t query_head, const float* q, int64_t tokens) {
+  const AttentionShape& shape = head.layer.shape;
+  const FeatureMap& map = head.layer.feature_map;
+  const float* weight = head.layer.query_map + query_head * map.map_size * shape.head_dim;
+  float* phi = head.scratch.features.get(tokens * shape.feature_size);
+  map_features(head.kernels, map, weight, q, shape.head_dim, tokens, shape.head_dim, phi);
+  float* memory = head.scratch.linear.get(linear_sums_size(tokens, shape.head_dim));
+  return read_hidden_state(head.kernels, shape, head.hidden_state(query_head), phi, tokens, memory);
+}
+
+struct MixingWeights {
+  float exact;   // of the exact pairs' sums, which are relative to their maximum
+  float linear;  // of the linear term
+};
+
+// The table "The output of a query" of the design: soft weights and linear factor b, scaled so that nothing overflows.
+MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
+  const float safe_max = std::max(0.0f, max);
+  switch (config.mixing) {
+    case Mixing::kLolcats:
+      return {gate, config.affine ? 1.0f - gate : 1.0f};
+    case Mixing::kGated:
+      return {gate * std::exp(max - safe_max), (1.0f - gate) * std::exp(-safe_max)};
+    case Mixing::kNatural:
+      break;
+  }
+  return {std::exp(max - safe_max), std::exp(-safe_max)};
+}
+
+// y = (exact sum + linear sum) / (their weights' sum).
+void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum, const float* linear_y,
+               int64_t head_dim, float* out) {
+  const float sum = weights.exact * exact_sum + weights.linear * linear_sum;
+  // Both weights can underflow together (a gate of 0 and a huge logit): the exact pairs outweigh the rest then.
+  if (sum == 0.0f) return normalise({1.0f, 0.0f}, exact_sum, exact_y, linear_sum, linear_y, head_dim, out);
+  const float exact = weights.exact / sum;
+  const float linear = weights.linear / sum;
+  for (int64_t i = 0; i < head_dim; ++i) out[i] = exact * exact_y[i] + linear * linear_y[i];
+}
+
+void write_softmax(const ExactSums& exact, int64_t row, int64_t head_dim, float* out) {
+  const float factor = 1.0f / exact.sum[row];
+  for (int64_t i = 0; i < head_dim; ++i) out[i] = factor * exact.y[row * head_dim + i];
+}
+
+}  // namespace
+
+void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position, float* out,
+            int64_t out_stride) {
+  const MemoryCounts counts = counts_at(head.config, position);
+  const int64_t d = head.head_dim();
+  const int64_t rows = head.group_size() * tokens;
+  float* queries = head.scratch.queries.get(2 * rows * d);
+  float* scaled = queries + rows * d;
+  gather_queries(head.layer.shape, head.index, q, q_stride, tokens, queries);
+  std::copy(queries, queries + rows * d, scaled);
+  head.kernels.scale(scaled, rows * d, 1.0f / std::sqrt(static_cast<float>(d)));
+
+  const QueryBlock block{scaled, head.group_size(), tokens, d};
+  const ExactSums exact = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
+  add_window(head, block, position, exact);
+  add_sparse_caches(head, block, counts.cache, exact);
+
+  for (int64_t i = 0; i < head.group_size(); ++i) {
+    const int64_t query_head = head.first_query_head() + i;
+    float* head_out = out + query_head * d;
+    if (counts.absorbed == 0) {
+      for (int64_t t = 0; t < tokens; ++t) write_softmax(exact, i * tokens + t, d, head_out + t * out_stride);
+      continue;
+    }
+    const LinearSums linear = add_hidden_state(head, query_head, queries + i * tokens * d, tokens);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t row = i * tokens + t;
+      normalise(mixing_weights(head.config, head.layer.gate[query_head], exact.max[row]), exact.sum[row],
+                exact.y + row * d, linear.sum[t], linear.y + t * d, d, head_out + t * out_stride);
+    }
+  }
+}
+
+}  // namespace lola

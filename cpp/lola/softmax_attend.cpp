@@ -1,0 +1,67 @@
+#include "lola/softmax_attend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lola/pair_rows.h"
+
+namespace lola {
+
+void append_to_cache(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens, int64_t position) {
+  const KvHeadCache cache = head.layout.head(head.memory, head.index);
+  const int64_t d = head.shape.head_dim;
+  const PairType type = head.layout.pair_type();
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int64_t row = (position + token) * head.layout.row_bytes();
+    store_pairs(head.kernels, type, rows.k + token * rows.k_stride + head.index * d, d, cache.k + row);
+    store_pairs(head.kernels, type, rows.v + token * rows.v_stride + head.index * d, d, cache.v + row);
+  }
+}
+
+void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
+                          int64_t begin, int64_t end, const ExactSums& sums) {
+  const KvHeadCache cache = head.layout.head(head.memory, head.index);
+  const int64_t d = head.shape.head_dim;
+  const int64_t size = head.shape.group_size() * tokens * d;
+  float* queries = head.scratch.queries.get(size);
+  gather_queries(head.shape, head.index, q, q_stride, tokens, queries);
+  head.kernels.scale(queries, size, 1.0f / std::sqrt(static_cast<float>(d)));
+  const QueryBlock block{queries, head.shape.group_size(), tokens, d};
+  float* keys = head.scratch.keys.get(kTilePairs * d);
+  float* values = head.scratch.values.get(kTilePairs * d);
+  for (; begin < end; begin += kTilePairs) {
+    const int64_t count = std::min(kTilePairs, end - begin);
+    const int64_t offset = begin * head.layout.row_bytes();
+    load_pairs(head.kernels, head.layout.pair_type(), cache.k + offset, count * d, keys);
+    load_pairs(head.kernels, head.layout.pair_type(), cache.v + offset, count * d, values);
+    add_tile(head.kernels, block, {keys, values, count, position + 1 - begin}, sums, head.scratch.logits);
+  }
+}
+
+void write_outputs(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
+                   int64_t out_stride) {
+  const int64_t d = shape.head_dim;
+  for (int64_t head = 0; head < shape.group_size(); ++head) {
+    for (int64_t token = 0; token < tokens; ++token) {
+      const int64_t row = head * tokens + token;
+      const float factor = 1.0f / sums.sum[row];
+      float* y = out + token * out_stride + (kv_head * shape.group_size() + head) * d;
+      for (int64_t i = 0; i < d; ++i) y[i] = factor * sums.y[row * d + i];
+    }
+  }
+}
+
+void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
+                    float* out, int64_t out_stride) {
+  const int64_t d = head.shape.head_dim;
+  for (int64_t done = 0; done < tokens; done += kPieceTokens) {
+    const int64_t piece = std::min(kPieceTokens, tokens - done);
+    const int64_t rows = head.shape.group_size() * piece;
+    const int64_t now = position + done;
+    const ExactSums sums = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
+    softmax_attend_range(head, q + done * q_stride, q_stride, piece, now, 0, now + piece, sums);
+    write_outputs(head.shape, head.index, piece, sums, out + done * out_stride, out_stride);
+  }
+}
+
+}  // namespace lola
