@@ -83,17 +83,14 @@ MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
 // y = (exact sum + linear sum) / (their weights' sum).
 void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum, const float* linear_y,
                int64_t head_dim, float* out) {
-  const float sum = weights.exact * exact_sum + weights.linear * linear_sum;
-  // Both weights can underflow together (a gate of 0 and a huge logit): the exact pairs outweigh the rest then.
-  if (sum == 0.0f) return normalise({1.0f, 0.0f}, exact_sum, exact_y, linear_sum, linear_y, head_dim, out);
+  float sum = weights.exact * exact_sum + weights.linear * linear_sum;
+  if (sum == 0.0f) {  // both underflow, with a gate of 0 and a huge logit: the exact pairs outweigh the rest then
+    weights = {1.0f, 0.0f};
+    sum = exact_sum;
+  }
   const float exact = weights.exact / sum;
   const float linear = weights.linear / sum;
   for (int64_t i = 0; i < head_dim; ++i) out[i] = exact * exact_y[i] + linear * linear_y[i];
-}
-
-void write_softmax(const ExactSums& exact, int64_t row, int64_t head_dim, float* out) {
-  const float factor = 1.0f / exact.sum[row];
-  for (int64_t i = 0; i < head_dim; ++i) out[i] = factor * exact.y[row * head_dim + i];
 }
 
 }  // namespace
@@ -113,14 +110,11 @@ void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens
   const ExactSums exact = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
   add_window(head, block, position, exact);
   add_sparse_caches(head, block, counts.cache, exact);
+  if (counts.absorbed == 0) return write_softmax(head.layer.shape, head.index, tokens, exact, out, out_stride);
 
   for (int64_t i = 0; i < head.group_size(); ++i) {
     const int64_t query_head = head.first_query_head() + i;
     float* head_out = out + query_head * d;
-    if (counts.absorbed == 0) {
-      for (int64_t t = 0; t < tokens; ++t) write_softmax(exact, i * tokens + t, d, head_out + t * out_stride);
-      continue;
-    }
     const LinearSums linear = add_hidden_state(head, query_head, queries + i * tokens * d, tokens);
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t row = i * tokens + t;

@@ -75,4 +75,17 @@ void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q
   }
 }
 
+void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
+                   int64_t out_stride) {
+  const int64_t d = shape.head_dim;
+  for (int64_t head = 0; head < shape.group_size(); ++head) {
+    for (int64_t token = 0; token < tokens; ++token) {
+      const int64_t row = head * tokens + token;
+      const float factor = 1.0f / sums.sum[row];
+      float* y = out + token * out_stride + (kv_head * shape.group_size() + head) * d;
+      for (int64_t i = 0; i < d; ++i) y[i] = factor * sums.y[row * d + i];
+    }
+  }
+}
+
 }  // namespace lola

@@ -53,6 +53,11 @@ void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile&
 void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim, const ExactSums& other,
                       const ExactSums& sums);
 
+// y / sum of each row, to the columns of kv head `kv_head`'s query heads in out [tokens, heads * head_dim]
+// (row stride out_stride). sums [group * tokens].
+void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
+                   int64_t out_stride);
+
 // Copies the queries that read kv head `kv_head` to [group, tokens, head_dim].
 void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q, int64_t q_stride, int64_t tokens,
                     float* queries);

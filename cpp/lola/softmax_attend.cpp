@@ -38,19 +38,6 @@ void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_str
   }
 }
 
-void write_outputs(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
-                   int64_t out_stride) {
-  const int64_t d = shape.head_dim;
-  for (int64_t head = 0; head < shape.group_size(); ++head) {
-    for (int64_t token = 0; token < tokens; ++token) {
-      const int64_t row = head * tokens + token;
-      const float factor = 1.0f / sums.sum[row];
-      float* y = out + token * out_stride + (kv_head * shape.group_size() + head) * d;
-      for (int64_t i = 0; i < d; ++i) y[i] = factor * sums.y[row * d + i];
-    }
-  }
-}
-
 void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
                     float* out, int64_t out_stride) {
   const int64_t d = head.shape.head_dim;
@@ -60,7 +47,7 @@ void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, i
     const int64_t now = position + done;
     const ExactSums sums = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
     softmax_attend_range(head, q + done * q_stride, q_stride, piece, now, 0, now + piece, sums);
-    write_outputs(head.shape, head.index, piece, sums, out + done * out_stride, out_stride);
+    write_softmax(head.shape, head.index, piece, sums, out + done * out_stride, out_stride);
   }
 }
 

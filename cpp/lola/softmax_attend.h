@@ -29,11 +29,8 @@ void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, i
                     float* out, int64_t out_stride);
 
 // The same over the pairs at positions [begin, end) alone: sums [group * tokens] gain them. For sharing a long cache
-// among threads; merge_exact_sums() puts the parts together, and write_outputs() divides.
+// among threads; merge_exact_sums() puts the parts together, and write_softmax() divides.
 void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
                           int64_t begin, int64_t end, const ExactSums& sums);
-
-void write_outputs(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
-                   int64_t out_stride);
 
 }  // namespace lola
