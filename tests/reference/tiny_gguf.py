@@ -1,8 +1,8 @@
 """Writes tiny random models and LoLA adapters as GGUF, and builds the same model in transformers.
 
-Weights are dicts of float32 arrays in Hugging Face naming and row order; everything GGUF does differently (names, permuted
-Q/K rows, quantized blocks) happens in the write functions, which return the weights as the file really stores them.
-The formulas here are on purpose not the converter's own: tests compare the two.
+Weights are dicts of float32 arrays in Hugging Face naming and row order; everything GGUF does differently (names,
+permuted Q/K rows, quantized blocks) happens in the write functions, which return the weights as the file really stores
+them. The formulas here are on purpose not the converter's own: tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Any
 
 import gguf
 import numpy as np
+
 from lola_cpp.convert.random_blocks import RandomBlocks
+from reference.tiny_vocabulary import vocabulary, write_vocabulary
 
 Weights = dict[str, np.ndarray]
-
-MERGES = ("Ġ t", "Ġ a", "h e", "i n", "Ġt he", "e r", "o n", "Ġ s", "in g", "a t", "n d", "e s", "Ġa nd", "r e")
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -49,59 +46,6 @@ class TinyConfig:
     @property
     def permuted(self) -> bool:
         return self.arch == "llama"
-
-
-def vocabulary() -> list[str]:
-    """<|bos|>, <|eos|>, the 256 bytes, the merged tokens; in GPT-2's printable alphabet."""
-    merged = [merge.replace(" ", "") for merge in MERGES]
-    return ["<|bos|>", "<|eos|>", *byte_alphabet(), *merged]
-
-
-def byte_alphabet() -> list[str]:
-    """Printable stand-ins of the bytes 0 ... 255: Latin-1's visible characters for themselves, others from U+0100 on."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in range(256)]
-
-
-def tokenizer_json() -> dict[str, Any]:
-    """The same vocabulary as a Hugging Face tokenizer.json."""
-    added = [
-        {
-            "id": i,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for i, token in enumerate(("<|bos|>", "<|eos|>"))
-    ]
-    split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(vocabulary())},
-            "merges": [merge.split(" ") for merge in MERGES],
-        },
-    }
 
 
 def hf_config(config: TinyConfig) -> dict[str, Any]:
@@ -201,7 +145,7 @@ def gguf_name(name: str) -> str:
 
 
 def permuted_rows(heads: int, head_dim: int) -> np.ndarray:
-    """Which Hugging Face row each GGUF row of a llama q or k matrix holds: row 2i + half holds half * head_dim / 2 + i."""
+    """Which Hugging Face row each row of a llama q or k matrix holds: row 2i + half holds half * head_dim / 2 + i."""
     row = np.arange(heads * head_dim)
     head, inside = row // head_dim, row % head_dim
     return head * head_dim + (inside % 2) * (head_dim // 2) + inside // 2
@@ -219,8 +163,8 @@ def write_model(
     """Writes the model, and returns the weights as stored.
 
     Args:
-        tensor_format: format of all matrices ("Q4_K"). Norms and biases are F32. Formats that gguf-py cannot quantize get
-            random blocks instead of `weights`: what comes back is what those blocks decode to.
+        tensor_format: format of all matrices ("Q4_K"). Norms and biases are F32. Formats that gguf-py cannot quantize
+            get random blocks instead of `weights`: what comes back is what those blocks decode to.
         overrides: GGUF tensor name -> format, for mixed models.
         seed: of the random blocks.
     """
@@ -288,19 +232,6 @@ def _write_metadata(writer: gguf.GGUFWriter, config: TinyConfig) -> None:
     write_vocabulary(writer)
 
 
-def write_vocabulary(writer: gguf.GGUFWriter) -> None:
-    tokens = vocabulary()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-
-
 def llama3_factors(config: TinyConfig) -> np.ndarray:
     """What each RoPE frequency is divided by, [head_dim / 2], by the rule of Llama 3.1."""
     frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
@@ -332,8 +263,8 @@ class TinyAdapter:
 def random_adapter(config: TinyConfig, adapter: TinyAdapter, *, seed: int = 1) -> Weights:
     """Float32 adapter weights in LoLCATs naming and Hugging Face row order.
 
-    Per layer: self_attn.feature_map_{q,k}.mlp.layer [heads, head_dim, feature_dim], self_attn.window_factors [1, heads, 1, 1],
-    and with LoRA self_attn.{q,k,v,o}_proj.lora_{A,B}.default.weight [rank, in], [out, rank].
+    Per layer: self_attn.feature_map_{q,k}.mlp.layer [heads, head_dim, feature_dim], self_attn.window_factors
+    [1, heads, 1, 1], and with LoRA self_attn.{q,k,v,o}_proj.lora_{A,B}.default.weight [rank, in], [out, rank].
     """
     rng = np.random.default_rng(seed)
     q_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim

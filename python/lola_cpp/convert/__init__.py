@@ -1,0 +1,1 @@
+"""Converters from Hugging Face models and LoLCATs checkpoints to GGUF base models and LoLA adapters."""

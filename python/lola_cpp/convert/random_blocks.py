@@ -97,8 +97,8 @@ class RandomBlocks:
 
     def _from_pool(self, name: str, count: int) -> Bytes:
         if name not in self._pools:
-            pool = self._rng.standard_normal(_POOL_SIZE, dtype=np.float32) * np.float32(self._std)
-            self._pools[name] = _encode_float(pool, name)
+            values = self._rng.standard_normal(_POOL_SIZE, dtype=np.float32) * np.float32(self._std)
+            self._pools[name] = _encode_float(values, name)
         pool = self._pools[name]
         width = self._sizes(name)[1]
         out = np.empty(count * width, dtype=np.uint8)
