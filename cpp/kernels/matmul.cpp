@@ -1,0 +1,113 @@
+#include "kernels/matmul.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "kernels/matmul_kernels.h"
+
+namespace lola {
+namespace {
+
+constexpr int64_t kTilesPerThread = 8;           // enough that a slow core delays nobody
+constexpr int64_t kMinTileBytes = 16 * 1024;     // below this, handing out a tile costs more than it brings
+constexpr int64_t kMinParallelValues = 1 << 15;  // likewise for rounding activations
+constexpr size_t kAlignment = 64;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+uint8_t* aligned(std::vector<uint8_t>& buffer, size_t bytes) {
+  if (buffer.size() < bytes + kAlignment) buffer.resize(bytes + kAlignment);
+  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+  return buffer.data() + (kAlignment - address % kAlignment) % kAlignment;
+}
+
+bool any_quantized(std::span<const MatmulJob> jobs) {
+  return std::any_of(jobs.begin(), jobs.end(),
+                     [](const MatmulJob& job) { return job.weight->format->group_size != 0; });
+}
+
+void check(std::span<const MatmulJob> jobs) {
+  for (const MatmulJob& job : jobs) {
+    if (job.weight->cols == jobs[0].weight->cols) continue;
+    throw UsageError(message("weights of one product: found ", job.weight->cols,
+                             " columns, wanted as many as the first has, ", jobs[0].weight->cols));
+  }
+}
+
+// [chunks, tokens]
+const ActivationBlock* round_activations(const MatmulKernels& kernels, ThreadPool& pool,
+                                         std::vector<uint8_t>& buffer, const float* x,
+                                         int64_t x_stride, int64_t tokens, int64_t cols) {
+  const size_t count = static_cast<size_t>(ceil_div(cols, kChunk) * tokens);
+  auto* blocks =
+      reinterpret_cast<ActivationBlock*>(aligned(buffer, count * sizeof(ActivationBlock)));
+  const auto round = [&](int64_t token, int) {
+    kernels.round_activations(x + token * x_stride, cols, blocks + token, tokens);
+  };
+  if (tokens > 1 && tokens * cols >= kMinParallelValues) {
+    pool.parallel_for(tokens, round);
+  } else {
+    for (int64_t token = 0; token < tokens; ++token) round(token, 0);
+  }
+  return blocks;
+}
+
+int64_t rows_per_tile(const MatmulKernels& kernels, const ThreadPool& pool, int64_t tokens,
+                      std::span<const MatmulJob> jobs) {
+  int64_t rows = 0;
+  int64_t bytes = 0;
+  for (const MatmulJob& job : jobs) {
+    rows += job.weight->rows;
+    bytes += job.weight->rows * job.weight->row_bytes();
+  }
+  const int64_t tiles = kTilesPerThread * pool.threads();
+  const int64_t fair = ceil_div(std::max<int64_t>(rows, 1), tiles);
+  if (tokens > kFewTokens) {
+    const int64_t panel = kernels.panel_rows;
+    return std::min<int64_t>(ceil_div(fair, panel) * panel, kMaxTileRows);
+  }
+  const int64_t row_bytes = std::max<int64_t>(bytes / std::max<int64_t>(rows, 1), 1);
+  return std::max(fair, ceil_div(kMinTileBytes, row_bytes));
+}
+
+}  // namespace
+
+std::vector<uint8_t>& MatmulScratch::bytes(int index) {
+  const size_t wanted = static_cast<size_t>(index) + 1;
+  if (buffers_.size() < wanted) buffers_.resize(wanted);
+  return buffers_[static_cast<size_t>(index)];
+}
+
+void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, const float* x,
+            int64_t x_stride, int64_t tokens, std::span<const MatmulJob> jobs) {
+  if (tokens <= 0 || jobs.empty()) return;
+  check(jobs);
+  const MatmulKernels& isa = *kernels.matmul;
+  for (int thread = pool.threads() - 1; thread >= 0; --thread) {
+    aligned(scratch.bytes(1 + thread), isa.scratch_bytes);  // grown here: workers only read
+  }
+  const ActivationBlock* blocks = nullptr;
+  if (any_quantized(jobs)) {
+    blocks = round_activations(isa, pool, scratch.bytes(0), x, x_stride, tokens,
+                               jobs[0].weight->cols);
+  }
+  const int64_t tile_rows = rows_per_tile(isa, pool, tokens, jobs);
+  int64_t tiles = 0;
+  for (const MatmulJob& job : jobs) tiles += ceil_div(job.weight->rows, tile_rows);
+  pool.parallel_for(tiles, [&](int64_t tile, int thread) {
+    const MatmulJob* job = jobs.data();
+    for (int64_t own; tile >= (own = ceil_div(job->weight->rows, tile_rows)); ++job) tile -= own;
+    const int64_t begin = tile * tile_rows;
+    const int64_t end = std::min(begin + tile_rows, job->weight->rows);
+    isa.multiply({job->weight, begin, end, tokens, x, x_stride, blocks, job->bias, job->out,
+                  job->out_stride, job->accumulate},
+                 aligned(scratch.bytes(1 + thread), isa.scratch_bytes));
+  });
+}
+
+void decode_row(const WeightMatrix& weight, int64_t row, float* out) {
+  const uint8_t* blocks = weight.data + row * weight.row_bytes();
+  weight.format->decode(blocks, weight.cols / weight.format->block_size, out);
+}
+
+}  // namespace lola
