@@ -1,16 +1,21 @@
-// Writes small GGUF v3 files: session states. The file appears under its name only when it is complete.
+// Writes small GGUF v3 files: session states. The file appears under its name only when it is
+// complete.
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "gguf/gguf_value.h"
 #include "quant/quant_table.h"
 
 namespace lola {
 
+// What the reader would refuse, the writer refuses: a bad or repeated name, a shape that does not
+// fit the bytes (UsageError).
 class GgufWriter {
  public:
   void put_int(std::string key, int64_t value);
@@ -22,9 +27,12 @@ class GgufWriter {
   void put_bytes(std::string key, std::span<const uint8_t> values);  // array of u8
 
   // data must stay valid until write(). shape is slowest dimension first.
-  void put_tensor(std::string name, QuantType type, std::span<const int64_t> shape, const void* data, uint64_t bytes);
+  void put_tensor(std::string name, QuantType type, std::span<const int64_t> shape,
+                  const void* data, uint64_t bytes);
 
   // Writes to a temporary file beside `path`, flushes it to the disk, then renames it over `path`.
+  // DeviceError when that fails; nothing is left behind then, and an older file of that name is
+  // unchanged.
   void write(const std::string& path) const;
 
  private:
@@ -35,8 +43,13 @@ class GgufWriter {
     const void* data;
     uint64_t bytes;
   };
+
+  void start_key(std::string key, GgufType type);
+  std::string header() const;
+
   std::string metadata_;
-  uint64_t key_count_ = 0;
+  std::set<std::string> keys_;
+  std::set<std::string> tensor_names_;
   std::vector<Tensor> tensors_;
 };
 
