@@ -13,6 +13,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 
 #include "base/half.h"
 
@@ -30,13 +31,34 @@ static inline uint32_t load_u32(const uint8_t* bytes) {
 
 static inline float load_f16(const uint8_t* bytes) { return f16_to_f32(load_u16(bytes)); }
 
+// Arithmetic on 8 bytes at once in one integer: n * kBytes is n in each byte.
+inline constexpr uint64_t kBytes = 0x0101010101010101;
+
+static inline uint64_t load_bytes(const uint8_t* bytes) {
+  uint64_t value;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+static inline void store_bytes(uint64_t value, int8_t* out) {
+  std::memcpy(out, &value, sizeof(value));
+}
+
+// The bits of a byte, the lowest first, as 8 bytes of 0 or 1.
+static inline uint64_t spread_bits(uint8_t bits) {
+  const uint64_t bit_of_each_byte = bits * kBytes & 0x8040201008040201;
+  return (bit_of_each_byte + 0x7F * kBytes) >> 7 & kBytes;
+}
+
 // blocks [count] -> q [count * kWeights], scale and min [count * kWeights / kGroup].
 template <typename Block>
 static void unpack_blocks(const uint8_t* blocks, int64_t count, int8_t* q, float* scale,
                           float* min) {
   constexpr int kGroups = Block::kWeights / Block::kGroup;
   for (int64_t i = 0; i < count; ++i) {
-    const Block& block = reinterpret_cast<const Block*>(blocks)[i];
+    // A copy, as the compiler vectorises only what cannot be the memory of q.
+    Block block;
+    std::memcpy(&block, blocks + i * sizeof(Block), sizeof(Block));
     if constexpr (Block::kHasMin) {
       unpack(block, q + i * Block::kWeights, scale + i * kGroups, min + i * kGroups);
     } else {

@@ -21,7 +21,7 @@ struct BlockIQ1_M {
 };
 static_assert(sizeof(BlockIQ1_M) == 56);
 
-static inline void unpack(const BlockIQ1_M& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ1_M& block, int8_t* q, float* scale) {
   int d_bits = 0;
   for (int i = 0; i < 4; ++i) d_bits |= load_u16(block.scales + i * 2) >> 12 << i * 4;
   const float d = f16_to_f32(static_cast<uint16_t>(d_bits));
@@ -31,7 +31,7 @@ static inline void unpack(const BlockIQ1_M& block, int8_t* __restrict q, float* 
     for (int i = 0; i < 2; ++i) {
       const int high = block.qh[group] >> i * 4;
       const int entry = block.qs[group * 2 + i] | (high & 7) << 8;
-      store_eighths(kIQ1Grid[entry], high & 8 ? -1 : 1, q + group * 16 + i * 8);
+      store_eighths(kIQ1Grid[entry], (high & 8) != 0, q + group * 16 + i * 8);
     }
   }
 }

@@ -19,22 +19,26 @@ struct BlockIQ1_S {
 };
 static_assert(sizeof(BlockIQ1_S) == 50);
 
-// The integer form of IQ1 in eighths. An entry of kIQ1Grid, delta in eighths -> q [8]
-static inline void store_eighths(uint64_t entry, int delta, int8_t* __restrict q) {
-  for (int i = 0; i < 8; ++i) {
-    q[i] = static_cast<int8_t>(8 * static_cast<int8_t>(entry >> i * 8) + delta);
-  }
+// The integer form is in eighths: q = 8 t + 1, or 8 t - 1 where `negative`. An entry of kIQ1Grid ->
+// q [8]
+static inline void store_eighths(uint64_t entry, bool negative, int8_t* q) {
+  const uint64_t plus_one = (entry << 3 & 0xF8 * kBytes) | kBytes;
+  // Less 2 in each byte. The byte's top bit is set before and put right after, so that none borrows
+  // from the next.
+  const uint64_t minus_one =
+      ((plus_one | 0x80 * kBytes) - 2 * kBytes) ^ (~plus_one & 0x80 * kBytes);
+  store_bytes(negative ? minus_one : plus_one, q);
 }
 
-static inline void unpack(const BlockIQ1_S& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ1_S& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 8; ++group) {
     const int high = load_u16(block.qh + group * 2);
     scale[group] = d * static_cast<float>(2 * (high >> 12 & 7) + 1) * 0.125f;
-    const int delta = high & 0x8000 ? -1 : 1;
+    const bool negative = (high & 0x8000) != 0;
     for (int i = 0; i < 4; ++i) {
       const int entry = block.qs[group * 4 + i] | (high >> i * 3 & 7) << 8;
-      store_eighths(kIQ1Grid[entry], delta, q + group * 32 + i * 8);
+      store_eighths(kIQ1Grid[entry], negative, q + group * 32 + i * 8);
     }
   }
 }

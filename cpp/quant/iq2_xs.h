@@ -19,7 +19,7 @@ struct BlockIQ2_XS {
 };
 static_assert(sizeof(BlockIQ2_XS) == 74);
 
-static inline void unpack(const BlockIQ2_XS& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ2_XS& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 16; ++group) {
     const int s = block.scales[group / 2] >> group % 2 * 4 & 0x0F;

@@ -18,8 +18,7 @@ struct BlockIQ2_XXS {
 };
 static_assert(sizeof(BlockIQ2_XXS) == 66);
 
-static inline void unpack(const BlockIQ2_XXS& block, int8_t* __restrict q,
-                          float* __restrict scale) {
+static inline void unpack(const BlockIQ2_XXS& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 8; ++group) {
     const uint8_t* entries = block.qs + group * 8;

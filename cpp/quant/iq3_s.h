@@ -20,7 +20,7 @@ struct BlockIQ3_S {
 };
 static_assert(sizeof(BlockIQ3_S) == 110);
 
-static inline void unpack(const BlockIQ3_S& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ3_S& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 8; ++group) {
     const int s = block.scales[group / 2] >> group % 2 * 4 & 0x0F;

@@ -16,7 +16,7 @@ struct BlockIQ4_NL {
 };
 static_assert(sizeof(BlockIQ4_NL) == 18);
 
-static inline void unpack(const BlockIQ4_NL& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ4_NL& block, int8_t* q, float* scale) {
   scale[0] = load_f16(block.d);
   for (int i = 0; i < 16; ++i) {
     q[i] = kIQ4Levels[block.qs[i] & 0x0F];

@@ -19,7 +19,7 @@ struct BlockIQ4_XS {
 };
 static_assert(sizeof(BlockIQ4_XS) == 136);
 
-static inline void unpack(const BlockIQ4_XS& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockIQ4_XS& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   const int scales_h = load_u16(block.scales_h);
   for (int group = 0; group < 8; ++group) {

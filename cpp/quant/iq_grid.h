@@ -3,20 +3,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
+#include "quant/block.h"
 #include "quant/iq_tables.h"
 
 namespace lola {
 
 // magnitudes: 8 bytes of 1..127 -> q [8], weight i negated where bit i of signs is set.
 static inline void store_signed(uint64_t magnitudes, uint8_t signs, int8_t* q) {
-  constexpr uint64_t kOnes = 0x0101010101010101;
-  const uint64_t bit_of_each_byte = signs * kOnes & 0x8040201008040201;
-  const uint64_t negative = (bit_of_each_byte + 0x7F * kOnes) >> 7 & kOnes;
+  const uint64_t negative = spread_bits(signs);
   // Two's complement within each byte: no carry leaves a byte, since no magnitude is 0.
-  const uint64_t result = (magnitudes ^ negative * 0xFF) + negative;
-  std::memcpy(q, &result, sizeof(result));
+  store_bytes((magnitudes ^ negative * 0xFF) + negative, q);
 }
 
 // Two entries of an IQ3 grid as the magnitudes of 8 weights.

@@ -28,7 +28,7 @@ static inline float half_of_e8m0(uint8_t exponent) {
   return std::bit_cast<float>(bits);
 }
 
-static inline void unpack(const BlockMXFP4& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockMXFP4& block, int8_t* q, float* scale) {
   scale[0] = half_of_e8m0(block.e);
   for (int i = 0; i < 16; ++i) {
     q[i] = kTwiceE2M1[block.qs[i] & 0x0F];

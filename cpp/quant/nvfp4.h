@@ -27,7 +27,7 @@ static inline float half_of_ue4m3(uint8_t bits) {
   return std::bit_cast<float>((exponent + 127 - 8) << 23 | mantissa << 20);
 }
 
-static inline void unpack(const BlockNVFP4& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockNVFP4& block, int8_t* q, float* scale) {
   for (int group = 0; group < 4; ++group) {
     scale[group] = half_of_ue4m3(block.scales[group]);
     for (int i = 0; i < 8; ++i) {

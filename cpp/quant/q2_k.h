@@ -18,8 +18,7 @@ struct BlockQ2_K {
 };
 static_assert(sizeof(BlockQ2_K) == 84);
 
-static inline void unpack(const BlockQ2_K& block, int8_t* __restrict q, float* __restrict scale,
-                          float* __restrict min) {
+static inline void unpack(const BlockQ2_K& block, int8_t* q, float* scale, float* min) {
   const float d = load_f16(block.d);
   const float dmin = load_f16(block.dmin);
   for (int group = 0; group < 16; ++group) {

@@ -21,7 +21,7 @@ struct BlockQ3_K {
 };
 static_assert(sizeof(BlockQ3_K) == 110);
 
-static inline void unpack(const BlockQ3_K& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockQ3_K& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 16; ++group) {
     const int low = block.scales[group % 8] >> group / 8 * 4 & 0x0F;

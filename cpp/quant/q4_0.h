@@ -15,7 +15,7 @@ struct BlockQ4_0 {
 };
 static_assert(sizeof(BlockQ4_0) == 18);
 
-static inline void unpack(const BlockQ4_0& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockQ4_0& block, int8_t* q, float* scale) {
   scale[0] = load_f16(block.d);
   for (int i = 0; i < 16; ++i) {
     q[i] = static_cast<int8_t>((block.qs[i] & 0x0F) - 8);

@@ -16,8 +16,7 @@ struct BlockQ4_1 {
 };
 static_assert(sizeof(BlockQ4_1) == 20);
 
-static inline void unpack(const BlockQ4_1& block, int8_t* __restrict q, float* __restrict scale,
-                          float* __restrict min) {
+static inline void unpack(const BlockQ4_1& block, int8_t* q, float* scale, float* min) {
   scale[0] = load_f16(block.d);
   min[0] = -load_f16(block.m);
   for (int i = 0; i < 16; ++i) {

@@ -21,8 +21,8 @@ static_assert(sizeof(BlockQ4_K) == 144);
 // The six-bit s and m of Q4_K and Q5_K, times d and dmin. The 12 bytes are three rows of four: s of
 // the groups 0-3, m of the groups 0-3, and the low nibbles of s (low) and m (high) of the groups
 // 4-7, whose upper two bits top the first rows. scales [12] -> scale [8], min [8]
-static inline void unpack_scales_k(const uint8_t* scales, float d, float dmin,
-                                   float* __restrict scale, float* __restrict min) {
+static inline void unpack_scales_k(const uint8_t* scales, float d, float dmin, float* scale,
+                                   float* min) {
   for (int i = 0; i < 4; ++i) {
     const int s = scales[i];
     const int m = scales[4 + i];
@@ -34,8 +34,7 @@ static inline void unpack_scales_k(const uint8_t* scales, float d, float dmin,
   }
 }
 
-static inline void unpack(const BlockQ4_K& block, int8_t* __restrict q, float* __restrict scale,
-                          float* __restrict min) {
+static inline void unpack(const BlockQ4_K& block, int8_t* q, float* scale, float* min) {
   unpack_scales_k(block.scales, load_f16(block.d), load_f16(block.dmin), scale, min);
   for (int pair = 0; pair < 4; ++pair) {
     for (int i = 0; i < 32; ++i) {

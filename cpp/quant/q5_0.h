@@ -16,12 +16,15 @@ struct BlockQ5_0 {
 };
 static_assert(sizeof(BlockQ5_0) == 22);
 
-static inline void unpack(const BlockQ5_0& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockQ5_0& block, int8_t* q, float* scale) {
   scale[0] = load_f16(block.d);
-  const uint32_t high = load_u32(block.qh);
-  for (int i = 0; i < 16; ++i) {
-    q[i] = static_cast<int8_t>((block.qs[i] & 0x0F) + (high >> i & 1) * 16 - 16);
-    q[16 + i] = static_cast<int8_t>((block.qs[i] >> 4) + (high >> (16 + i) & 1) * 16 - 16);
+  for (int i = 0; i < 2; ++i) {
+    const uint64_t nibbles = load_bytes(block.qs + i * 8);
+    // n - 16 is the nibble itself with the fifth bit, and without it the nibble under 1111.
+    const uint64_t low = (spread_bits(block.qh[i]) ^ kBytes) * 0xF0;
+    const uint64_t high = (spread_bits(block.qh[2 + i]) ^ kBytes) * 0xF0;
+    store_bytes((nibbles & 0x0F * kBytes) | low, q + i * 8);
+    store_bytes((nibbles >> 4 & 0x0F * kBytes) | high, q + 16 + i * 8);
   }
 }
 

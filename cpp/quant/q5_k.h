@@ -22,8 +22,7 @@ struct BlockQ5_K {
 };
 static_assert(sizeof(BlockQ5_K) == 176);
 
-static inline void unpack(const BlockQ5_K& block, int8_t* __restrict q, float* __restrict scale,
-                          float* __restrict min) {
+static inline void unpack(const BlockQ5_K& block, int8_t* q, float* scale, float* min) {
   unpack_scales_k(block.scales, load_f16(block.d), load_f16(block.dmin), scale, min);
   for (int pair = 0; pair < 4; ++pair) {
     for (int i = 0; i < 32; ++i) {

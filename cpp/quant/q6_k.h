@@ -19,7 +19,7 @@ struct BlockQ6_K {
 };
 static_assert(sizeof(BlockQ6_K) == 210);
 
-static inline void unpack(const BlockQ6_K& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockQ6_K& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 16; ++group) {
     scale[group] = d * static_cast<float>(block.scales[group]);

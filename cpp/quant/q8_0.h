@@ -17,7 +17,7 @@ struct BlockQ8_0 {
 };
 static_assert(sizeof(BlockQ8_0) == 34);
 
-static inline void unpack(const BlockQ8_0& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockQ8_0& block, int8_t* q, float* scale) {
   scale[0] = load_f16(block.d);
   std::memcpy(q, block.qs, sizeof(block.qs));
 }

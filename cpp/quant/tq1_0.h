@@ -19,7 +19,7 @@ static_assert(sizeof(BlockTQ1_0) == 54);
 
 // The digits of `bytes` bytes, the first digit of all, then the second of all: q [digits, bytes].
 template <int digits, int bytes>
-static void unpack_ternary(const uint8_t* packed, int8_t* __restrict q) {
+static void unpack_ternary(const uint8_t* packed, int8_t* q) {
   constexpr uint8_t kPowers[5] = {1, 3, 9, 27, 81};
   for (int digit = 0; digit < digits; ++digit) {
     for (int i = 0; i < bytes; ++i) {
@@ -29,7 +29,7 @@ static void unpack_ternary(const uint8_t* packed, int8_t* __restrict q) {
   }
 }
 
-static inline void unpack(const BlockTQ1_0& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockTQ1_0& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 8; ++group) scale[group] = d;
   unpack_ternary<5, 32>(block.qs, q);

@@ -15,7 +15,7 @@ struct BlockTQ2_0 {
 };
 static_assert(sizeof(BlockTQ2_0) == 66);
 
-static inline void unpack(const BlockTQ2_0& block, int8_t* __restrict q, float* __restrict scale) {
+static inline void unpack(const BlockTQ2_0& block, int8_t* q, float* scale) {
   const float d = load_f16(block.d);
   for (int group = 0; group < 8; ++group) {
     scale[group] = d;
