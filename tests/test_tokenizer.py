@@ -1,0 +1,414 @@
+"""The tokenizer against llama.cpp's published vectors, and against damaged metadata."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lola_cpp._core import FormatError, UnsupportedError, UsageError
+
+from lola_cpp import _core
+from lola_cpp._pretokenizers import PRE_TOKENIZATIONS
+from lola_cpp.tokenizer import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+VECTORS = os.environ.get("LOLA_TEST_VECTORS")
+needs_vectors = pytest.mark.skipif(VECTORS is None, reason="LOLA_TEST_VECTORS names no folder of ggml-vocab-*.gguf")
+VOCABULARIES = ("gpt-2", "llama-bpe", "llama-spm")
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's character of each byte, in the order of the bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def byte_level(*merges: str, pre: str = "gpt-2", **changes: Any) -> dict[str, Any]:
+    """Metadata of a small byte-level vocabulary: 0 <s>, 1 </s>, 2 <tool> (user-defined), the bytes, the merged pieces."""
+    pieces = ["<s>", "</s>", "<tool>", *byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
+    kinds = [CONTROL, CONTROL, USER_DEFINED] + [NORMAL] * (len(pieces) - 3)
+    fields = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": [piece.encode() for piece in pieces],
+        "token_type": np.array(kinds, np.int32),
+        "merges": [merge.encode() for merge in merges],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (fields | changes).items() if value is not None}
+
+
+def sentencepiece(*words: str, **changes: Any) -> dict[str, Any]:
+    """Metadata of a small SentencePiece vocabulary: <unk>, <s>, </s>, the bytes, letters, then words by falling score."""
+    letters = "\u2581abcdehlo"
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *words]
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * (len(letters) + len(words))
+    fields = {
+        "model": "llama",
+        "tokens": [piece.encode() for piece in pieces],
+        "token_type": np.array(kinds, np.int32),
+        "scores": np.array([0.0] * 259 + [-1000.0] * len(letters) + [-float(i) for i in range(len(words))], np.float32),
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (fields | changes).items() if value is not None}
+
+
+def changed(metadata: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    return metadata | {f"tokenizer.ggml.{key}": value}
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def vector(request: pytest.FixtureRequest) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
+    """A tokenizer and its (text, ids) pairs, encoded with neither added nor parsed special tokens."""
+    assert VECTORS is not None
+    path = Path(VECTORS) / f"ggml-vocab-{request.param}.gguf"
+    texts = path.with_name(path.name + ".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    lines = path.with_name(path.name + ".out").read_text().splitlines()
+    expected = [[int(number) for number in line.split()] for line in lines]
+    return Tokenizer.from_gguf(_core.GgufFile(path)), list(zip(texts, expected, strict=True))
+
+
+@needs_vectors
+def test_vectors_of_llama_cpp_encode_exactly(vector: tuple[Tokenizer, list[tuple[str, list[int]]]]) -> None:
+    tokenizer, pairs = vector
+    assert len(pairs) >= 40
+    for text, ids in pairs:
+        assert tokenizer.encode(text, add_special=False, parse_special=False) == ids, text
+
+
+@needs_vectors
+def test_vectors_of_llama_cpp_decode_to_their_text(vector: tuple[Tokenizer, list[tuple[str, list[int]]]]) -> None:
+    tokenizer, pairs = vector
+    for text, ids in pairs:
+        assert tokenizer.decode(ids) == text
+        with_special = tokenizer.encode(text)
+        assert tokenizer.decode(with_special, skip_special=True) == text
+
+
+@needs_vectors
+def test_begin_of_text_is_added_where_the_model_wants_it() -> None:
+    def ids(name: str) -> list[int]:
+        return Tokenizer.from_gguf(_core.GgufFile(Path(str(VECTORS)) / f"ggml-vocab-{name}.gguf")).encode("")
+
+    assert ids("gpt-2") == []
+    assert ids("llama-bpe") == [128000]
+    assert ids("llama-spm") == [1]
+
+
+@needs_vectors
+def test_a_vocabulary_of_128_thousand_pieces_loads_within_a_second() -> None:
+    file = _core.GgufFile(Path(str(VECTORS)) / "ggml-vocab-llama-bpe.gguf")
+
+    def seconds() -> float:
+        start = time.process_time()  # of this process alone: other programs must not fail the test
+        Tokenizer.from_gguf(file)
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(3)) < 1.0
+
+
+@needs_vectors
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives_encode_and_decode(text: str) -> None:
+    for name in ("gpt-2", "llama-spm"):
+        tokenizer = cached(name)
+        wanted = text.replace("\u2581", " ") if name == "llama-spm" else text  # SentencePiece's own spelling of a space
+        assert tokenizer.decode(tokenizer.encode(text, parse_special=False), skip_special=True) == wanted
+
+
+_CACHE: dict[str, Tokenizer] = {}
+
+
+def cached(name: str) -> Tokenizer:
+    if name not in _CACHE:
+        _CACHE[name] = Tokenizer.from_gguf(_core.GgufFile(Path(str(VECTORS)) / f"ggml-vocab-{name}.gguf"))
+    return _CACHE[name]
+
+
+def merge_by_score(text: str, score: dict[str, float]) -> list[str]:
+    """SentencePiece BPE by its definition: always join the neighbours whose joined piece scores best, leftmost first."""
+    parts = list(text)
+    while True:
+        joined = [(score[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in score]
+        if not joined:
+            return parts
+        _, at = min(joined, key=lambda pair: (-pair[0], pair[1]))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+WORDS = (
+    "he",
+    "ll",
+    "lo",
+    "\u2581a",
+    "hell",
+    "\u2581\u2581",
+    "ab",
+    "ba",
+    "aba",
+    "abab",
+    "\u2581\u2581\u2581\u2581",
+    "hello",
+    "cd",
+)
+
+
+@given(st.text("abcdehlo ", max_size=30))
+@settings(deadline=None)
+def test_sentencepiece_merges_the_best_score_first(text: str) -> None:
+    score = dict.fromkeys("\u2581abcdehlo", -1000.0) | {word: -float(i) for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer.from_gguf(sentencepiece(*WORDS, add_space_prefix=False))
+    pieces = [tokenizer.id_to_token(token) for token in tokenizer.encode(text, add_special=False)]
+    assert pieces == merge_by_score(text.replace(" ", "\u2581"), score)
+
+
+def test_sentencepiece_spells_unknown_characters_in_bytes() -> None:
+    tokenizer = Tokenizer.from_gguf(sentencepiece())
+    ids = tokenizer.encode("a\u00e9", add_special=False)
+    assert [tokenizer.id_to_token(token) for token in ids] == ["\u2581", "a", "<0xC3>", "<0xA9>"]
+    assert [tokenizer.token_bytes(token) for token in ids] == [b" ", b"a", b"\xc3", b"\xa9"]
+    assert tokenizer.decode(ids) == "a\u00e9"
+
+
+def test_the_space_before_a_text_is_added_and_removed() -> None:
+    spaced = Tokenizer.from_gguf(sentencepiece("\u2581a"))
+    plain = Tokenizer.from_gguf(sentencepiece("\u2581a", add_space_prefix=False))
+    assert spaced.token_bytes(spaced.encode("a", add_special=False)[0]) == b" a"
+    assert plain.encode("a", add_special=False) == [plain.token_to_id("a")]
+    for tokenizer in (spaced, plain):
+        for text in ("a", " a", "  a", "a</s>a", "a</s> a</s>", "</s>"):
+            assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
+
+@pytest.mark.parametrize("metadata", [byte_level(), sentencepiece()], ids=["byte level", "sentencepiece"])
+def test_special_text_is_plain_text_unless_parsed(metadata: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.from_gguf(metadata)
+    end = tokenizer.token_to_id("</s>")
+    assert tokenizer.encode("a</s>b").count(end) == 1
+    ids = tokenizer.encode("a</s>b", add_special=False, parse_special=False)
+    assert end not in ids
+    assert tokenizer.decode(ids, skip_special=True) == "a</s>b"
+
+
+def test_sentencepiece_text_never_merges_into_a_control_piece() -> None:
+    metadata = sentencepiece("</", "</s", "s>")
+    metadata = changed(metadata, "tokens", [*metadata["tokenizer.ggml.tokens"], b"<", b"/", b"s", b">"])
+    metadata = changed(metadata, "scores", np.zeros(len(metadata["tokenizer.ggml.tokens"]), np.float32))
+    kinds = np.append(metadata["tokenizer.ggml.token_type"], [NORMAL] * 4).astype(np.int32)
+    tokenizer = Tokenizer.from_gguf(changed(metadata, "token_type", kinds))
+    ids = tokenizer.encode("</s>", add_special=False, parse_special=False)
+    assert [tokenizer.id_to_token(token) for token in ids] == ["\u2581", "</s", ">"]
+
+
+def test_user_defined_pieces_are_found_even_without_parsing() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    assert tokenizer.encode("<tool>", add_special=False, parse_special=False) == [2]
+    assert tokenizer.decode([2], skip_special=True) == "<tool>"
+
+
+def test_special_tokens_are_added_as_the_metadata_says() -> None:
+    both = Tokenizer.from_gguf(byte_level(add_bos_token=True, add_eos_token=True))
+    a = both.token_to_id("a")
+    assert both.encode("a") == [0, a, 1]
+    assert both.encode("a", add_special=False) == [a]
+    assert Tokenizer.from_gguf(byte_level()).encode("a") == [a]
+    assert Tokenizer.from_gguf(byte_level(pre="llama-bpe")).encode("a") == [0, a]
+    assert Tokenizer.from_gguf(byte_level(pre="llama-bpe", add_bos_token=False)).encode("a") == [a]
+    assert Tokenizer.from_gguf(sentencepiece()).encode("")[0] == 1
+
+
+def test_merges_apply_in_their_order() -> None:
+    first = Tokenizer.from_gguf(byte_level("a b", "b c"))
+    second = Tokenizer.from_gguf(byte_level("b c", "a b"))
+    assert [first.id_to_token(token) for token in first.encode("abc")] == ["ab", "c"]
+    assert [second.id_to_token(token) for token in second.encode("abc")] == ["a", "bc"]
+
+
+def test_a_whole_word_needs_no_merges_where_the_pre_tokenization_says_so() -> None:
+    # "abc" is a piece that the merges do not reach: "a b" comes first and "ab c" does not exist.
+    metadata = byte_level("a b", "b c")
+    tokens = [*metadata["tokenizer.ggml.tokens"], b"abc"]
+    metadata = changed(metadata, "tokens", tokens)
+    metadata = changed(metadata, "token_type", np.append(metadata["tokenizer.ggml.token_type"], NORMAL))
+    for pre, pieces in (("gpt-2", ["ab", "c"]), ("llama-bpe", ["abc"]), ("tekken", ["abc"])):
+        tokenizer = Tokenizer.from_gguf(changed(metadata, "pre", pre))
+        assert [tokenizer.id_to_token(token) for token in tokenizer.encode("abc", add_special=False)] == pieces
+
+
+def words(pre: str, text: str) -> list[str]:
+    """How a pre-tokenization cuts a text."""
+    pieces = PRE_TOKENIZATIONS[pre].pre_tokenizer().pre_tokenize_str(text)
+    return [text[start:stop] for _, (start, stop) in pieces]
+
+
+# Each line shows what tells its tokenizer from the others: digits, contractions, punctuation, combining marks, CJK.
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("gpt-2", "it's 12345  ok", ["it", "'s", " 12345", " ", " ok"]),
+        ("gpt-2", "IT'S", ["IT", "'", "S"]),
+        ("llama-bpe", "IT'S 12345  ok", ["IT", "'S", " ", "123", "45", " ", " ok"]),
+        ("llama-bpe", "a\n\n b!!\n", ["a", "\n\n", " b", "!!\n"]),
+        ("qwen2", "x 123", ["x", " ", "1", "2", "3"]),
+        ("qwen35", "x\u0301y", ["x\u0301y"]),
+        ("qwen2", "x\u0301y", ["x", "\u0301y"]),
+        ("starcoder", "a 12", ["a", " ", "1", "2"]),
+        ("command-r", "a 12", ["a", " ", "1", "2"]),
+        ("falcon", "a 12345!?", ["a", " ", "123", "45", "!?"]),
+        ("default", "a 12345 $x", ["a", " ", "123", "45", " ", "$", "x"]),
+        ("tekken", "HelloWorld 12/\n", ["Hello", "World", " ", "1", "2", "/\n"]),
+        ("gpt-4o", "HelloWorld's 1234/\n", ["Hello", "World's", " ", "123", "4", "/\n"]),
+        ("deepseek-v3", "\u4f60\u597d1234abc", ["\u4f60\u597d", "123", "4", "abc"]),
+        ("deepseek-llm", "\u4f60\u597dabc\n1", ["\u4f60\u597d", "abc", "\n", "1"]),
+        ("deepseek-coder", "x=12\ny", ["x", "=", "1", "2", "\n", "y"]),
+        ("bloom", "a, b", ["a", ",", " b"]),
+    ],
+)
+def test_each_pre_tokenization_cuts_words_its_own_way(pre: str, text: str, expected: list[str]) -> None:
+    assert words(pre, text) == expected
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZATIONS))
+def test_every_pre_tokenization_keeps_every_character(pre: str) -> None:
+    text = "\n \n\n\t It's 3 33 333 3333 \u4f60\u597d \u1e9e\u0301 \u0e01\u0e33 \U0001f999!!/\r\n  'LL we\u2019ll $x_y<|end|> "
+    assert "".join(words(pre, text)) == text
+    tokenizer = Tokenizer.from_gguf(byte_level("a b", pre=pre))
+    assert tokenizer.decode(tokenizer.encode(text), skip_special=True) == text
+
+
+def test_text_is_composed_where_the_model_was_trained_so() -> None:
+    decomposed = "e\u0301"
+    for pre, wanted in (("qwen2", "\u00e9"), ("llama-bpe", decomposed)):
+        tokenizer = Tokenizer.from_gguf(byte_level(pre=pre))
+        assert tokenizer.decode(tokenizer.encode(decomposed), skip_special=True) == wanted
+
+
+def test_token_bytes_may_be_half_a_character() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    halves = tokenizer.encode("\u00e9")
+    assert [tokenizer.token_bytes(token) for token in halves] == [b"\xc3", b"\xa9"]
+    assert tokenizer.decode(halves[:1]) == "\ufffd"
+    assert tokenizer.token_bytes(0) == b"<s>"
+
+
+def test_bytes_encode_like_their_text() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    assert tokenizer.encode_bytes("h\u00e9".encode()) == tokenizer.encode("h\u00e9")
+    assert tokenizer.encode_bytes(b"a\xff") == tokenizer.encode("a\ufffd")
+
+
+def test_tokens_that_end_a_generation_are_found_by_metadata_and_by_name() -> None:
+    assert Tokenizer.from_gguf(byte_level()).end_ids == {1}
+    metadata = byte_level()
+    metadata = changed(metadata, "tokens", [*metadata["tokenizer.ggml.tokens"], b"<|im_end|>", b"<|eom_id|>"])
+    metadata = changed(metadata, "token_type", np.append(metadata["tokenizer.ggml.token_type"], [NORMAL, NORMAL]))
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.eot_id == tokenizer.token_to_id("<|im_end|>") == 259
+    assert tokenizer.end_ids == {1, 259, 260}
+    assert 259 not in tokenizer.encode("<|im_end|>", parse_special=False)
+
+
+def test_an_unknown_pre_tokenization_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UnsupportedError, match=r"tokenizer\.ggml\.pre: found 'martian', wanted one of .*qwen2"):
+        Tokenizer.from_gguf(byte_level(pre="martian"))
+
+
+def test_an_unknown_model_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match="found 'bert'"):
+        Tokenizer.from_gguf(byte_level(model="bert"))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, r"tokenizer\.ggml\.model: found nothing"),
+        (byte_level(model=3), r"tokenizer\.ggml\.model: found int"),
+        (byte_level(pre=["x"]), r"tokenizer\.ggml\.pre: found list"),
+        (byte_level(tokens=None), r"tokenizer\.ggml\.tokens: found nothing"),
+        (byte_level(tokens=[]), r"tokenizer\.ggml\.tokens: found no piece"),
+        (byte_level(tokens=7), r"tokenizer\.ggml\.tokens: found int"),
+        (byte_level(tokens=np.zeros(259, np.int32)), r"tokenizer\.ggml\.tokens: found ndarray"),
+        (byte_level(tokens=["text"] * 259), r"tokenizer\.ggml\.tokens: found an array of something else"),
+        (byte_level(tokens=[b"a", b"b", b"a"], token_type=None), r"tokens\[0\]: found 'a' again at 2"),
+        (byte_level(tokens=[b"a", b"\xff\xfe"], token_type=None), r"tokens\[1\]: found .*UTF-8"),
+        (byte_level(tokens=[b"a"], token_type=None), r"bos_token_id|eos_token_id: found 1"),
+        (byte_level(token_type=np.ones(3, np.int32)), r"token_type: found 3 values, wanted 259"),
+        (byte_level(token_type=np.ones((259, 1), np.int32)), r"token_type: found 259 values"),
+        (byte_level(token_type=np.full(259, 9, np.int32)), r"token_type\[0\]: found 9"),
+        (byte_level(token_type=np.full(259, -1, np.int32)), r"token_type\[0\]: found -1"),
+        (byte_level(token_type=np.ones(259, np.float32)), r"token_type: found .* wanted an array of integers"),
+        (byte_level(token_type="x"), r"token_type: found str"),
+        (byte_level(merges=None), r"merges: found nothing"),
+        (byte_level(merges=[b"ab"]), r"merges\[0\]: found b'ab'"),
+        (byte_level(merges=[b"a b", b"a b c", b"d"]), r"merges\[1\]: found b'a b c'"),
+        (byte_level("a b", merges=[b"a b", b"a\nb c"]), r"merges\[1\]"),
+        (byte_level(merges=[b"\xff a"]), r"merges\[0\]: .*UTF-8"),
+        (byte_level(merges=[b"a b"]), r"no piece 'ab'"),
+        (byte_level(merges=[b"a zz"]), r"no piece 'zz'"),
+        (byte_level(merges=[b" a"]), r"no piece ''"),
+        (byte_level(bos_token_id=259), r"bos_token_id: found 259, wanted an id below .* 259"),
+        (byte_level(eos_token_id=-1), r"eos_token_id: found -1"),
+        (byte_level(eot_token_id="x"), r"eot_token_id: found str"),
+        (byte_level(eot_token_id=True), r"eot_token_id: found bool"),
+        (byte_level(bos_token_id=None, add_bos_token=True), r"add_bos_token: found true"),
+        (byte_level(add_eos_token=1), r"add_eos_token: found int, wanted a bool"),
+        (sentencepiece(scores=None), r"scores: found nothing"),
+        (sentencepiece(scores=np.zeros(2, np.float32)), r"scores: found 2 values"),
+        (sentencepiece(scores=np.full(268, np.nan, np.float32)), r"scores\[0\]: found NaN"),
+        (
+            sentencepiece(tokens=[b"<0xZZ>"], token_type=np.array([6]), scores=np.zeros(1)),
+            r"tokens\[0\]: found '<0xZZ>'",
+        ),
+        (sentencepiece(bos_token_id=2**40), r"bos_token_id: found"),
+    ],
+)
+def test_damaged_metadata_is_a_format_error_that_says_where(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        Tokenizer.from_gguf(metadata)
+
+
+def test_vocabularies_of_one_piece_work() -> None:
+    assert Tokenizer.from_gguf(
+        byte_level(tokens=[b"a"], token_type=None, merges=[], bos_token_id=None, eos_token_id=None)
+    ).encode("aaa") == [0, 0, 0]
+    single = sentencepiece(tokens=[b"<unk>"], token_type=np.array([UNKNOWN]), scores=np.zeros(1, np.float32))
+    tokenizer = Tokenizer.from_gguf(single)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
+    assert set(tokenizer.encode("hello")) == {0}
+
+
+def test_ids_out_of_range_and_text_that_utf8_cannot_hold_are_usage_errors() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    for token in (-1, 259, 2**40):
+        with pytest.raises(UsageError, match=f"token: found {token}"):
+            tokenizer.decode([token])
+    with pytest.raises(UsageError, match="lone surrogate at 1"):
+        tokenizer.encode("a\ud800")
+    assert tokenizer.token_to_id("nothing like it") is None
+
+
+@given(st.dictionaries(
+    st.sampled_from(["model", "pre", "tokens", "token_type", "merges", "scores", "bos_token_id", "add_bos_token"]),
+    st.one_of(
+        st.integers(), st.booleans(), st.text(max_size=3), st.floats(), st.none(),
+        st.lists(st.binary(max_size=4), max_size=4),
+        st.lists(st.integers(-3, 9), max_size=4).map(lambda values: np.array(values, np.int32)),
+    ),
+))  # fmt: skip
+@settings(deadline=None)
+def test_random_metadata_never_fails_with_another_exception(fields: dict[str, Any]) -> None:
+    for base in (byte_level("a b"), sentencepiece("he")):
+        metadata = base | {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+        try:
+            tokenizer = Tokenizer.from_gguf(metadata)
+        except (FormatError, UnsupportedError):
+            continue
+        assert tokenizer.decode(tokenizer.encode("ab", parse_special=False)) is not None
