@@ -106,9 +106,10 @@ def test_the_table_names_and_sizes_are_those_of_gguf() -> None:
         assert (row["block_size"], row["block_bytes"]) == GGML_QUANT_SIZES[gguf_type]
 
 
-def test_the_table_has_each_format_once_and_in_whole_groups() -> None:
+def test_the_table_has_every_format_once_and_in_whole_groups() -> None:
     rows = core.quant_formats()
     assert len({row["type"] for row in rows}) == len(rows) == len(FORMATS)
+    assert set(FORMATS) == {*FLOAT16_AT, "F32", "BF16", "IQ1_M", "MXFP4", "NVFP4"}
     for row in rows:
         if row["name"] in ("F32", "F16", "BF16"):
             assert row["group_size"] == 0
@@ -156,6 +157,18 @@ def test_only_q8_0_reaches_minus_128(name: str) -> None:
     assert (q.min() == -128) == (name == "Q8_0")
 
 
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_every_narrow_float_decodes_exactly(name: str) -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
+    assert_same_floats(core.decode(FORMATS[name]["type"], values.tobytes()), expected_weights(name, values))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_a_plain_float_format_has_no_integer_form(name: str) -> None:
+    with pytest.raises(_core.UsageError, match=f"{name} has no integer form"):
+        core.unpack(FORMATS[name]["type"], bytes(4))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_blocks_decode_to_no_weights(name: str) -> None:
     assert core.decode(FORMATS[name]["type"], b"").size == 0
@@ -164,13 +177,13 @@ def test_no_blocks_decode_to_no_weights(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_part_of_a_block_is_refused(name: str) -> None:
     size = FORMATS[name]["block_bytes"] + 1
-    with pytest.raises(Exception, match=f"{name} data: found {size} bytes"):
+    with pytest.raises(_core.UsageError, match=f"{name} data: found {size} bytes"):
         core.decode(FORMATS[name]["type"], bytes(size))
 
 
 @pytest.mark.parametrize("number", [4, 5, 9, 15, 24, 31, 41, 2**32 - 1])
 def test_an_unknown_format_is_refused_by_its_number(number: int) -> None:
-    with pytest.raises(Exception, match=f"tensor type {number} "):
+    with pytest.raises(_core.UnsupportedError, match=f"tensor type {number} "):
         core.decode(number, b"")
 
 

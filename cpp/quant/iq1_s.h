@@ -19,8 +19,7 @@ struct BlockIQ1_S {
 };
 static_assert(sizeof(BlockIQ1_S) == 50);
 
-// The integer form is in eighths: q = 8 t + 1, or 8 t - 1 where `negative`. An entry of kIQ1Grid ->
-// q [8]
+// An entry of kIQ1Grid -> q [8] in eighths: 8 t + 1, or 8 t - 1 where `negative`.
 static inline void store_eighths(uint64_t entry, bool negative, int8_t* q) {
   const uint64_t plus_one = (entry << 3 & 0xF8 * kBytes) | kBytes;
   // Less 2 in each byte. The byte's top bit is set before and put right after, so that none borrows
