@@ -62,7 +62,7 @@ uint64_t saved_registers() {
 constexpr uint32_t bit(int index) { return uint32_t{1} << index; }
 constexpr bool has_all(uint64_t found, uint64_t wanted) { return (found & wanted) == wanted; }
 
-[[maybe_unused]] bool has_avx2() {
+bool has_avx2() {
   constexpr uint32_t kFma = bit(12), kOsXsave = bit(27), kAvx = bit(28), kF16c = bit(29);
   constexpr uint32_t kAvx2 = bit(5);
   constexpr uint64_t kXmmAndYmm = 0x6;
@@ -70,7 +70,7 @@ constexpr bool has_all(uint64_t found, uint64_t wanted) { return (found & wanted
          has_all(saved_registers(), kXmmAndYmm);
 }
 
-[[maybe_unused]] bool has_avx512() {
+bool has_avx512() {
   constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31);
   constexpr uint32_t kVnni = bit(11);
   constexpr uint64_t kMasksAndZmm = 0xE0;
@@ -86,6 +86,12 @@ struct IsaRow {
 };
 
 constexpr IsaRow kIsaTable[] = {
+#if defined(LOLA_X86_64)
+    {&kAvx512Kernels, has_avx512},
+    {&kAvx2Kernels, has_avx2},
+#elif defined(LOLA_ARM64)
+    {&kNeonKernels, always},
+#endif
     {&kScalarKernels, always},
 };
 

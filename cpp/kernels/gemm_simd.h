@@ -1,0 +1,244 @@
+// Small dense products written once over a vector type V (vec_<isa>.h), for kernels_simd.h.
+#pragma once
+
+#include <cstdint>
+
+namespace lola {
+namespace {
+
+// A left operand: element (i, p) is data[i * row + p * step]. So a matrix and its transpose are the same code.
+struct LeftOperand {
+  const float* data;
+  int64_t row;
+  int64_t step;
+
+  LeftOperand rows_from(int64_t i) const { return {data + i * row, row, step}; }
+  LeftOperand steps_from(int64_t p) const { return {data + p * step, row, step}; }
+};
+
+constexpr int kMaxTileRows = 6;
+
+// Vectors per row of a tile: as many as the registers hold, a power of two.
+template <typename V, int kRows>
+constexpr int tile_vectors() {
+  int vectors = 8;
+  while (vectors * kRows > V::kAccumulators) vectors /= 2;
+  return vectors;
+}
+
+template <typename V>
+constexpr int kPanelWidth = tile_vectors<V, kMaxTileRows>() * V::kWidth;
+
+// c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
+template <typename V, int kRows, int kVectors>
+void multiply_tile(int64_t k, LeftOperand a, const float* b, int64_t ldb, float* c, int64_t ldc) {
+  V sums[kRows][kVectors];
+  for (auto& row : sums) {
+    for (V& sum : row) sum = V::zero();
+  }
+  const float* column = a.data;
+  for (int64_t p = 0; p < k; ++p, b += ldb, column += a.step) {
+    V right[kVectors];
+    for (int j = 0; j < kVectors; ++j) right[j] = V::load(b + j * V::kWidth);
+    for (int i = 0; i < kRows; ++i) {
+      const V left = V::all(column[i * a.row]);
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = V::fma(left, right[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kVectors; ++j) {
+      float* out = c + i * ldc + j * V::kWidth;
+      (V::load(out) + sums[i][j]).store(out);
+    }
+  }
+}
+
+// The same for the last columns, fewer than V::kWidth.
+template <typename V, int kRows>
+void multiply_narrow_tile(int columns, int64_t k, LeftOperand a, const float* b, int64_t ldb,
+                          float* c, int64_t ldc) {
+  V sums[kRows];
+  for (V& sum : sums) sum = V::zero();
+  const float* column = a.data;
+  for (int64_t p = 0; p < k; ++p, b += ldb, column += a.step) {
+    const V right = V::load(b, columns);
+    for (int i = 0; i < kRows; ++i) sums[i] = V::fma(V::all(column[i * a.row]), right, sums[i]);
+  }
+  for (int i = 0; i < kRows; ++i) {
+    float* out = c + i * ldc;
+    (V::load(out, columns) + sums[i]).store(out, columns);
+  }
+}
+
+// c[kRows, n] += a b, in tiles that get narrower towards the end.
+template <typename V, int kRows, int kVectors>
+void multiply_row_block(int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb, float* c,
+                        int64_t ldc) {
+  constexpr int kWidth = kVectors * V::kWidth;
+  for (; n >= kWidth; n -= kWidth, b += kWidth, c += kWidth) {
+    multiply_tile<V, kRows, kVectors>(k, a, b, ldb, c, ldc);
+  }
+  if constexpr (kVectors > 1) {
+    multiply_row_block<V, kRows, kVectors / 2>(n, k, a, b, ldb, c, ldc);
+  } else if (n > 0) {
+    multiply_narrow_tile<V, kRows>(static_cast<int>(n), k, a, b, ldb, c, ldc);
+  }
+}
+
+// Calls block(rows, first row) for blocks of nearly equal size that cover [0, m).
+template <int kMaxRows, typename Block>
+void for_each_row_block(int64_t m, const Block& block) {
+  const int64_t blocks = (m + kMaxRows - 1) / kMaxRows;
+  for (int64_t i = 0, index = 0; index < blocks; ++index) {
+    const int64_t rows = (m - i + blocks - index - 1) / (blocks - index);
+    block(static_cast<int>(rows), i);
+    i += rows;
+  }
+}
+
+// c[m, n] += a b
+template <typename V>
+void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
+                    float* c, int64_t ldc) {
+  for_each_row_block<kMaxTileRows>(m, [&](int rows, int64_t i) {
+    const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
+    switch (rows) {
+      case 1: return run(multiply_row_block<V, 1, tile_vectors<V, 1>()>);
+      case 2: return run(multiply_row_block<V, 2, tile_vectors<V, 2>()>);
+      case 3: return run(multiply_row_block<V, 3, tile_vectors<V, 3>()>);
+      case 4: return run(multiply_row_block<V, 4, tile_vectors<V, 4>()>);
+      case 5: return run(multiply_row_block<V, 5, tile_vectors<V, 5>()>);
+      default: return run(multiply_row_block<V, 6, tile_vectors<V, 6>()>);
+    }
+  });
+}
+
+// c[m, n] += a b, panel after panel of b's columns, so that a panel stays in the L1 cache for all rows.
+template <typename V>
+void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
+                  float* c, int64_t ldc) {
+  const int64_t width = m <= kMaxTileRows ? n : kPanelWidth<V>;
+  for (int64_t j = 0; j < n; j += width) {
+    const int64_t columns = n - j < width ? n - j : width;
+    multiply_panel<V>(m, columns, k, a, b + j, ldb, c + j, ldc);
+  }
+}
+
+// panel[k, kPanelWidth] = b[n, k]', n <= kPanelWidth. Columns from n on are not written.
+template <typename V>
+void transpose_into_panel(int64_t n, int64_t k, const float* b, int64_t ldb, float* panel) {
+  constexpr int64_t kWidth = kPanelWidth<V>;
+  const int64_t whole_rows = n / V::kWidth * V::kWidth;
+  const int64_t whole_steps = k / 4 * 4;
+  for (int64_t j = 0; j < whole_rows; j += V::kWidth) {
+    for (int64_t p = 0; p < whole_steps; p += 4) {
+      V quads[4];
+      for (int i = 0; i < 4; ++i) quads[i] = V::load_quads(b + (j + i) * ldb + p, 4 * ldb);
+      V::transpose_quads(quads);
+      for (int i = 0; i < 4; ++i) quads[i].store(panel + (p + i) * kWidth + j);
+    }
+    for (int64_t p = whole_steps; p < k; ++p) {
+      for (int64_t i = j; i < j + V::kWidth; ++i) panel[p * kWidth + i] = b[i * ldb + p];
+    }
+  }
+  for (int64_t j = whole_rows; j < n; ++j) {
+    for (int64_t p = 0; p < k; ++p) panel[p * kWidth + j] = b[j * ldb + p];
+  }
+}
+
+// c[m, n] = a b': for many rows, where transposing b once is cheaper than summing across registers per result.
+template <typename V>
+void multiply_transposed(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b,
+                         int64_t ldb, float* c, int64_t ldc) {
+  constexpr int64_t kDepth = 128;
+  constexpr int64_t kWidth = kPanelWidth<V>;
+  alignas(64) float panel[kDepth * kWidth];
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = 0.0f;
+  }
+  for (int64_t p = 0; p < k; p += kDepth) {
+    const int64_t depth = k - p < kDepth ? k - p : kDepth;
+    for (int64_t j = 0; j < n; j += kWidth) {
+      const int64_t columns = n - j < kWidth ? n - j : kWidth;
+      transpose_into_panel<V>(columns, depth, b + j * ldb + p, ldb, panel);
+      multiply_panel<V>(m, columns, depth, a.steps_from(p), panel, kWidth, c + j, ldc);
+    }
+  }
+}
+
+// c[kRows, kColumns] = a b', each result the sum across a register.
+template <typename V, int kRows, int kColumns>
+void dot_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+              int64_t ldc) {
+  V sums[kRows][kColumns];
+  for (auto& row : sums) {
+    for (V& sum : row) sum = V::zero();
+  }
+  const auto accumulate = [&](const auto& load) {
+    V left[kRows];
+    for (int i = 0; i < kRows; ++i) left[i] = load(a + i * lda);
+    for (int j = 0; j < kColumns; ++j) {
+      const V right = load(b + j * ldb);
+      for (int i = 0; i < kRows; ++i) sums[i][j] = V::fma(left[i], right, sums[i][j]);
+    }
+  };
+  int64_t p = 0;
+  for (; p + V::kWidth <= k; p += V::kWidth) {
+    accumulate([&](const float* x) { return V::load(x + p); });
+  }
+  if (p < k) accumulate([&](const float* x) { return V::load(x + p, static_cast<int>(k - p)); });
+
+  for (int i = 0; i < kRows; ++i) {
+    if constexpr (kColumns % 4 == 0) {
+      for (int j = 0; j < kColumns; j += 4) {
+        V quads[4] = {sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]};
+        V::transpose_quads(quads);
+        ((quads[0] + quads[1]) + (quads[2] + quads[3])).store_quad_sum(c + i * ldc + j);
+      }
+    } else {
+      for (int j = 0; j < kColumns; ++j) c[i * ldc + j] = sums[i][j].sum();
+    }
+  }
+}
+
+// c[kRows, n] = a b'
+template <typename V, int kRows>
+void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                   float* c, int64_t ldc) {
+  constexpr int kColumns = kRows == 1 ? 8 : 4;
+  int64_t j = 0;
+  for (; j + kColumns <= n; j += kColumns) {
+    dot_tile<V, kRows, kColumns>(k, a, lda, b + j * ldb, ldb, c + j, ldc);
+  }
+  for (; j < n; ++j) dot_tile<V, kRows, 1>(k, a, lda, b + j * ldb, ldb, c + j, ldc);
+}
+
+template <typename V>
+void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  constexpr int64_t kFewRows = 6;
+  if (m > kFewRows) return multiply_transposed<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
+  for_each_row_block<3>(m, [&](int rows, int64_t i) {
+    const auto run = [&](auto block) { block(n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc); };
+    switch (rows) {
+      case 1: return run(dot_row_block<V, 1>);
+      case 2: return run(dot_row_block<V, 2>);
+      default: return run(dot_row_block<V, 3>);
+    }
+  });
+}
+
+template <typename V>
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  multiply_add<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
+  multiply_add<V>(m, n, k, {a, 1, lda}, b, ldb, c, ldc);
+}
+
+}  // namespace
+}  // namespace lola

@@ -1,0 +1,8 @@
+#include "kernels/kernels_simd.h"
+#include "kernels/vec_avx2.h"
+
+namespace lola {
+
+const Kernels kAvx2Kernels = simd_kernels<Vec>(Isa::kAvx2, "avx2", nullptr);
+
+}  // namespace lola

@@ -1,0 +1,8 @@
+#include "kernels/kernels_simd.h"
+#include "kernels/vec_neon.h"
+
+namespace lola {
+
+const Kernels kNeonKernels = simd_kernels<Vec>(Isa::kNeon, "neon", nullptr);
+
+}  // namespace lola
