@@ -16,7 +16,7 @@ struct LeftOperand {
   LeftOperand steps_from(int64_t p) const { return {data + p * step, row, step}; }
 };
 
-constexpr int kMaxTileRows = 6;
+constexpr int kMaxBlockRows = 6;
 
 // Vectors per row of a tile: as many as the registers hold, a power of two.
 template <typename V, int kRows>
@@ -27,7 +27,7 @@ constexpr int tile_vectors() {
 }
 
 template <typename V>
-constexpr int kPanelWidth = tile_vectors<V, kMaxTileRows>() * V::kWidth;
+constexpr int kPanelWidth = tile_vectors<V, kMaxBlockRows>() * V::kWidth;
 
 // c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
 template <typename V, int kRows, int kVectors>
@@ -100,7 +100,7 @@ void for_each_row_block(int64_t m, const Block& block) {
 template <typename V>
 void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
                     float* c, int64_t ldc) {
-  for_each_row_block<kMaxTileRows>(m, [&](int rows, int64_t i) {
+  for_each_row_block<kMaxBlockRows>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
     switch (rows) {
       case 1: return run(multiply_row_block<V, 1, tile_vectors<V, 1>()>);
@@ -117,7 +117,7 @@ void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float*
 template <typename V>
 void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
                   float* c, int64_t ldc) {
-  const int64_t width = m <= kMaxTileRows ? n : kPanelWidth<V>;
+  const int64_t width = m <= kMaxBlockRows ? n : kPanelWidth<V>;
   for (int64_t j = 0; j < n; j += width) {
     const int64_t columns = n - j < width ? n - j : width;
     multiply_panel<V>(m, columns, k, a, b + j, ldb, c + j, ldc);

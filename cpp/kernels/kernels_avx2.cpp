@@ -1,8 +1,9 @@
 #include "kernels/kernels_simd.h"
+#include "kernels/matmul_kernels.h"
 #include "kernels/vec_avx2.h"
 
 namespace lola {
 
-const Kernels kAvx2Kernels = simd_kernels<Vec>(Isa::kAvx2, "avx2", nullptr);
+const Kernels kAvx2Kernels = simd_kernels<Vec>(Isa::kAvx2, "avx2", &kMatmulAvx2);
 
 }  // namespace lola

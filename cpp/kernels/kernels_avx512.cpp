@@ -5,10 +5,11 @@
 #endif
 
 #include "kernels/kernels_simd.h"
+#include "kernels/matmul_kernels.h"
 #include "kernels/vec_avx512.h"
 
 namespace lola {
 
-const Kernels kAvx512Kernels = simd_kernels<Vec>(Isa::kAvx512, "avx512", nullptr);
+const Kernels kAvx512Kernels = simd_kernels<Vec>(Isa::kAvx512, "avx512", &kMatmulAvx512);
 
 }  // namespace lola

@@ -5,6 +5,7 @@
 
 #include "base/half.h"
 #include "kernels/kernel_sets.h"
+#include "kernels/matmul_kernels.h"
 
 namespace lola {
 namespace {
@@ -126,8 +127,12 @@ void q8_0_to_f32(const uint8_t* blocks, int64_t n, float* out) {
 void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
   for (int64_t start = 0; start < n; start += kQ8BlockSize, blocks += kQ8BlockBytes) {
     float largest = 0.0f;
-    for (int i = 0; i < kQ8BlockSize; ++i) largest = std::max(largest, std::fabs(x[start + i]));
-    const uint16_t half = f32_to_f16(std::min(largest / 127.0f, kLargestHalf));
+    float poison = 0.0f;  // NaN if any value is not finite
+    for (int i = 0; i < kQ8BlockSize; ++i) {
+      largest = std::max(largest, std::fabs(x[start + i]));
+      poison += x[start + i] * 0.0f;
+    }
+    const uint16_t half = f32_to_f16(std::min(largest / 127.0f, kLargestHalf) + poison);
     std::memcpy(blocks, &half, sizeof half);
     // Rounding against the scale as stored keeps every error within half a step of what will be decoded.
     const float inverse = half == 0 ? 0.0f : 1.0f / f16_to_f32(half);
@@ -143,7 +148,7 @@ void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
 const Kernels kScalarKernels = {
     .isa = Isa::kScalar,
     .name = "scalar",
-    .matmul = nullptr,
+    .matmul = &kMatmulScalar,
     .gemm_nt = gemm_nt,
     .gemm_nn = gemm_nn,
     .gemm_tn = gemm_tn,

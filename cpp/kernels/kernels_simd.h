@@ -205,11 +205,15 @@ template <typename V>
 void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
   for (int64_t start = 0; start < n; start += kQ8BlockSize, blocks += kQ8BlockBytes) {
     V largest = V::zero();
+    V poison = V::zero();
     for (int i = 0; i < kQ8BlockSize; i += V::kWidth) {
-      largest = V::max(V::load(x + start + i).abs(), largest);
+      const V values = V::load(x + start + i);
+      largest = V::max(values.abs(), largest);
+      poison = poison + values * V::zero();
     }
     const float wanted = largest.largest() / 127.0f;
-    const uint16_t half = V::to_f16(wanted < kLargestHalf ? wanted : kLargestHalf);
+    const float kept = wanted < kLargestHalf ? wanted : kLargestHalf;
+    const uint16_t half = V::to_f16(kept + poison.sum());
     std::memcpy(blocks, &half, sizeof half);
     const V inverse = half == 0 ? V::zero() : V::all(1.0f) / V::all_f16(half);
     for (int i = 0; i < kQ8BlockSize; i += V::kWidth) {
