@@ -21,7 +21,7 @@ FLOAT32_ROUNDING = 2.0**-24
 # Sums of n <= 512 products in float32: each of the n additions rounds once, and random errors hardly ever add up to a
 # tenth of the bound n * FLOAT32_ROUNDING * sum |a b|, which also holds for the scalar loop.
 SUM_TOLERANCE = 64 * FLOAT32_ROUNDING
-# The contract of exp_shift, in ulps of the float32 result. x - shift rounds before: not counted, the tests shift exactly.
+# The contract of exp_shift, in ulps of the float32 result; x - shift rounds before, so the tests shift exactly.
 EXP_ULPS = 4
 # exp_shift gives 0 below e^-87.3, just above the smallest normal float32.
 EXP_SMALLEST = np.exp(-87.3)
