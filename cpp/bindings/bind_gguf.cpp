@@ -117,6 +117,13 @@ py::object get(const GgufFile& file, const std::string& key, py::object fallback
   return value == nullptr ? fallback : to_python(*value);
 }
 
+// The numbers GGUF gives the types: what a copy needs to be of the same type.
+std::pair<uint32_t, uint32_t> value_type(const GgufFile& file, const std::string& key) {
+  const GgufValue* value = file.find(key);
+  if (value == nullptr) throw UsageError(message("key ", quoted(key), " is not in the file"));
+  return {static_cast<uint32_t>(value->type), static_cast<uint32_t>(value->element_type)};
+}
+
 py::list tensors(const GgufFile& file) {
   py::list rows;
   for (const GgufTensor& tensor : file.tensors()) {
@@ -167,6 +174,8 @@ void bind_reader(py::module_& module) {
       .def("get", &get, py::arg("key"), py::arg("default") = py::none(),
            "The value of a key; strings decoded with errors='replace', arrays of strings as list "
            "of bytes, arrays of numbers as numpy arrays.")
+      .def("value_type", &value_type, py::arg("key"),
+           "GGUF's numbers of the value's type and of an array's element type.")
       .def("find_int", &GgufFile::find_int, py::arg("key"), py::arg("min"), py::arg("max"))
       .def("find_float", &GgufFile::find_float, py::arg("key"))
       .def("find_bool", &GgufFile::find_bool, py::arg("key"))

@@ -19,7 +19,7 @@ def vocabulary() -> list[str]:
 
 
 def byte_alphabet() -> list[str]:
-    """Printable stand-ins of the bytes 0 ... 255: Latin-1's visible characters themselves, the others from U+0100 on."""
+    """Printable stand-ins of the bytes 0 ... 255: Latin-1's visible characters stay, the others go to U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return [chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in range(256)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lola_cpp._core import FormatError, UnsupportedError, UsageError
+from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.checkpoint import read_json
 from lola_cpp.convert.layout import ARCHITECTURES, Heads, is_permuted, permute_rows
 from lola_cpp.convert.optional import require
@@ -28,6 +28,7 @@ PROJECTIONS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
 TYPES = {"f32": ("F32", 0), "f16": ("F16", 1)}  # --type -> (tensor format, general.file_type)
 
 _SIZE_LIMIT = 1 << 24
+_DEFAULT_ROPE_BASE = 10000.0
 
 
 @dataclass(frozen=True)
@@ -132,33 +133,47 @@ def read_base(path: Path) -> Base:
         FormatError: the file is no GGUF model, or lacks a key.
         UnsupportedError: its architecture is none of those an adapter can be made for.
     """
-    reader = require("gguf").GGUFReader(path)
-
-    def get(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None and default is None:
-            raise FormatError(f"'{path}': key '{key}' is missing")
-        return default if field is None else field.contents()
-
-    architecture = get("general.architecture")
+    file = GgufFile(path)
+    architecture = file.get("general.architecture")
     if architecture not in ARCHITECTURES.values():
-        raise UnsupportedError(f"'{path}': found architecture {architecture!r}")
-    query = get(f"{architecture}.attention.head_count")
-    embedding = get(f"{architecture}.embedding_length")
-    tokens = next(tensor.shape[1] for tensor in reader.tensors if tensor.name == "token_embd.weight")
+        known = ", ".join(sorted(set(ARCHITECTURES.values())))
+        raise UnsupportedError(f"'{path}': general.architecture: found {architecture!r}, wanted one of {known}")
+
+    def size(key: str, default: int | None = None) -> int:
+        value = file.find_int(f"{architecture}.{key}", 1, _SIZE_LIMIT)
+        value = default if value is None else value
+        if value is None:
+            raise FormatError(f"'{path}': key '{architecture}.{key}' is missing")
+        return int(value)
+
+    rows = {name: shape for name, _, shape, _ in file.tensors()}
+    if len(rows.get("token_embd.weight", ())) != 2:
+        raise FormatError(f"'{path}': tensor 'token_embd.weight' is missing, or no matrix: this is no base model")
+    query, embedding = size("attention.head_count"), size("embedding_length")
+    dim = size("attention.key_length", embedding // query)
+    rope_base = file.find_float(f"{architecture}.rope.freq_base")
     return Base(
         architecture=architecture,
-        name=get("general.name", path.stem),
-        block_count=get(f"{architecture}.block_count"),
+        name=file.get("general.name", path.stem),
+        block_count=size("block_count"),
         embedding_length=embedding,
-        heads=Heads(
-            query,
-            get(f"{architecture}.attention.head_count_kv", query),
-            get(f"{architecture}.attention.key_length", embedding // query),
-        ),
-        rope_freq_base=get(f"{architecture}.rope.freq_base", 10000.0),
-        vocab_size=int(tokens),
+        heads=Heads(query, size("attention.head_count_kv", query), dim),
+        rope_freq_base=_DEFAULT_ROPE_BASE if rope_base is None else rope_base,
+        vocab_size=rows["token_embd.weight"][0],
     )
+
+
+def base_keys(base: Base) -> dict[str, int | float]:
+    """What an adapter's file says about its base: adapter.lola.base.*."""
+    prefix = "adapter.lola.base."
+    return {
+        prefix + "block_count": base.block_count,
+        prefix + "head_count": base.heads.query,
+        prefix + "head_count_kv": base.heads.key_value,
+        prefix + "key_length": base.heads.dim,
+        prefix + "rope_freq_base": base.rope_freq_base,
+        prefix + "vocab_size": base.vocab_size,
+    }
 
 
 def write_adapter(
@@ -194,7 +209,8 @@ def write_adapter(
     if lora:
         writer.add_float32("adapter.lora.alpha", settings.lora_alpha)
     _write_settings(writer, dataclasses.replace(settings, feature_dim=feature_dim))
-    _write_base(writer, base)
+    for key, value in base_keys(base).items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
     write_gguf(writer, path, _tensors(base, layers, lora, TYPES[kind][0]))
 
 
@@ -255,16 +271,6 @@ def _write_settings(writer: Any, settings: Settings) -> None:
         kinds = gguf.GGUFValueType
         layers = sorted(settings.softmax_layers)
         writer.add_key_value("adapter.lola.softmax_layers", layers, kinds.ARRAY, kinds.UINT32)
-
-
-def _write_base(writer: Any, base: Base) -> None:
-    prefix = "adapter.lola.base."
-    writer.add_uint32(prefix + "block_count", base.block_count)
-    writer.add_uint32(prefix + "head_count", base.heads.query)
-    writer.add_uint32(prefix + "head_count_kv", base.heads.key_value)
-    writer.add_uint32(prefix + "key_length", base.heads.dim)
-    writer.add_float32(prefix + "rope_freq_base", base.rope_freq_base)
-    writer.add_uint32(prefix + "vocab_size", base.vocab_size)
 
 
 def _tensors(

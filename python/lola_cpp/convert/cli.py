@@ -11,6 +11,7 @@ from pathlib import Path
 from lola_cpp._core import LolaError
 from lola_cpp.convert import adapter, hf
 from lola_cpp.convert.lolcats import convert_lolcats
+from lola_cpp.convert.merge import LORA_TYPES, merge_adapter, split_adapter
 
 # option of `lolcats` -> field of Settings
 _SETTING_OPTIONS = {
@@ -56,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     for option, (field, kind, choices) in _SETTING_OPTIONS.items():
         command.add_argument(f"--{option}", dest=field, type=kind, choices=choices)
     _finish(command, _run_lolcats)
+
+    command = commands.add_parser("merge", help="base model + LoLA adapter -> one file")
+    command.add_argument("base", type=Path)
+    command.add_argument("adapter", type=Path)
+    command.add_argument("--lora-type", choices=sorted(LORA_TYPES), help="format of the matrices the LoRA changes")
+    _finish(command, _run_merge)
+
+    command = commands.add_parser("split", help="the LoRA of a LoLA adapter -> plain llama.cpp LoRA")
+    command.add_argument("adapter", type=Path)
+    _finish(command, lambda options: split_adapter(options.adapter, options.output))
     return parser
 
 
@@ -81,3 +92,8 @@ def _run_lolcats(options: argparse.Namespace) -> None:
     given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
     settings = dataclasses.replace(settings, **given)
     convert_lolcats(options.checkpoints, options.base, options.output, settings=settings, kind=options.type)
+
+
+def _run_merge(options: argparse.Namespace) -> None:
+    progress = sys.stderr.isatty()
+    merge_adapter(options.base, options.adapter, options.output, lora_type=options.lora_type, progress=progress)
