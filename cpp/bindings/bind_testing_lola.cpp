@@ -1,4 +1,5 @@
-// Whole layers by themselves, for the tests: LoLA with its three memories, and softmax over a KV cache.
+// Whole layers by themselves, for the tests: LoLA with its three memories, and softmax over a KV
+// cache.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,21 +25,24 @@ namespace {
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim].
-QkvRows rows_of(const AttentionShape& shape, const FloatArray& q, const FloatArray& k, const FloatArray& v) {
+QkvRows rows_of(const AttentionShape& shape, const FloatArray& q, const FloatArray& k,
+                const FloatArray& v) {
   const auto check = [&](const char* what, const FloatArray& x, int64_t heads) {
-    if (x.ndim() != 3 || x.shape(0) != q.shape(0) || x.shape(1) != heads || x.shape(2) != shape.head_dim) {
+    if (x.ndim() != 3 || x.shape(0) != q.shape(0) || x.shape(1) != heads ||
+        x.shape(2) != shape.head_dim) {
       throw UsageError(message(what, ": wanted [tokens, ", heads, ", ", shape.head_dim, "]"));
     }
   };
   check("q", q, shape.heads);
   check("k", k, shape.kv_heads);
   check("v", v, shape.kv_heads);
-  return {q.data(), shape.heads * shape.head_dim,    k.data(), shape.kv_heads * shape.head_dim,
+  return {q.data(), shape.heads * shape.head_dim,   k.data(), shape.kv_heads * shape.head_dim,
           v.data(), shape.kv_heads * shape.head_dim};
 }
 
 std::vector<float> copy_weights(const char* what, const FloatArray& x, int64_t wanted) {
-  if (x.size() != wanted) throw UsageError(message(what, ": found ", x.size(), " values, wanted ", wanted));
+  if (x.size() != wanted)
+    throw UsageError(message(what, ": found ", x.size(), " values, wanted ", wanted));
   return {x.data(), x.data() + x.size()};
 }
 
@@ -46,16 +50,18 @@ std::vector<float> copy_weights(const char* what, const FloatArray& x, int64_t w
 py::array read_section(const Kernels& kernels, PairType pair_type, const MemorySection& section,
                        const uint8_t* memory) {
   if (section.element == MemorySection::Element::kI64) {
-    return py::array_t<int64_t>(section.shape, reinterpret_cast<const int64_t*>(memory + section.offset));
+    return py::array_t<int64_t>(section.shape,
+                                reinterpret_cast<const int64_t*>(memory + section.offset));
   }
   py::array_t<float> out(section.shape);
-  const PairType type = section.element == MemorySection::Element::kPair ? pair_type : PairType::kF32;
+  const PairType type =
+      section.element == MemorySection::Element::kPair ? pair_type : PairType::kF32;
   load_pairs(kernels, type, memory + section.offset, out.size(), out.mutable_data());
   return out;
 }
 
-py::dict read_sections(const Kernels& kernels, PairType pair_type, const std::vector<MemorySection>& sections,
-                       const uint8_t* memory) {
+py::dict read_sections(const Kernels& kernels, PairType pair_type,
+                       const std::vector<MemorySection>& sections, const uint8_t* memory) {
   py::dict out;
   for (const MemorySection& section : sections) {
     out[section.name.c_str()] = read_section(kernels, pair_type, section, memory);
@@ -75,13 +81,14 @@ class Arena {
 
 class TestLolaLayer {
  public:
-  TestLolaLayer(const std::string& isa, const AttentionShape& shape, const LolaConfig& config, const FeatureMap& map,
-                const FloatArray& query_map, const FloatArray& key_map, const FloatArray& gate,
-                const FloatArray& kappa)
+  TestLolaLayer(const std::string& isa, const AttentionShape& shape, const LolaConfig& config,
+                const FeatureMap& map, const FloatArray& query_map, const FloatArray& key_map,
+                const FloatArray& gate, const FloatArray& kappa)
       : kernels_(kernels_by_name(isa.c_str())),
         config_(config),
         layout_(shape, config),
-        query_map_(copy_weights("query_map", query_map, shape.heads * map.map_size * shape.head_dim)),
+        query_map_(
+            copy_weights("query_map", query_map, shape.heads * map.map_size * shape.head_dim)),
         key_map_(copy_weights("key_map", key_map, shape.heads * map.map_size * shape.head_dim)),
         gate_(copy_weights("gate", gate, shape.heads)),
         kappa_(copy_weights("kappa", kappa, shape.heads)),
@@ -95,14 +102,16 @@ class TestLolaLayer {
     float* y = out.mutable_data();
     py::gil_scoped_release unlocked;
     for (int64_t kv_head = 0; kv_head < layer_.shape.kv_heads; ++kv_head) {
-      advance_kv_head(kernels_, layer_, config_, layout_, arena_.data(), kv_head, rows, tokens, position_, y,
-                      layer_.shape.heads * layer_.shape.head_dim, scratch_);
+      advance_kv_head(kernels_, layer_, config_, layout_, arena_.data(), kv_head, rows, tokens,
+                      position_, y, layer_.shape.heads * layer_.shape.head_dim, scratch_);
     }
     position_ += tokens;
     return out;
   }
 
-  py::dict sections() { return read_sections(kernels_, config_.pair_type, layout_.sections(), arena_.data()); }
+  py::dict sections() {
+    return read_sections(kernels_, config_.pair_type, layout_.sections(), arena_.data());
+  }
 
   py::dict counts() const {
     const MemoryCounts counts = counts_at(config_, position_);
@@ -131,14 +140,16 @@ class TestLolaLayer {
 
 class TestSoftmaxLayer {
  public:
-  TestSoftmaxLayer(const std::string& isa, const AttentionShape& shape, PairType pair_type, int64_t capacity)
+  TestSoftmaxLayer(const std::string& isa, const AttentionShape& shape, PairType pair_type,
+                   int64_t capacity)
       : kernels_(kernels_by_name(isa.c_str())),
         shape_(shape),
         layout_(shape, pair_type, capacity),
         arena_(layout_.bytes()) {}
 
   // ranges: how many parts the cache is read in; 0 reads it in one pass.
-  FloatArray advance(const FloatArray& q, const FloatArray& k, const FloatArray& v, int64_t ranges) {
+  FloatArray advance(const FloatArray& q, const FloatArray& k, const FloatArray& v,
+                     int64_t ranges) {
     const QkvRows rows = rows_of(shape_, q, k, v);
     const int64_t tokens = q.shape(0);
     if (position_ + tokens > layout_.capacity()) throw UsageError("more tokens than the capacity");
@@ -157,11 +168,13 @@ class TestSoftmaxLayer {
     return out;
   }
 
-  py::dict sections() { return read_sections(kernels_, layout_.pair_type(), layout_.sections(), arena_.data()); }
+  py::dict sections() {
+    return read_sections(kernels_, layout_.pair_type(), layout_.sections(), arena_.data());
+  }
 
  private:
-  void attend_in_ranges(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens, int64_t ranges, float* out,
-                        int64_t out_stride) {
+  void attend_in_ranges(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens,
+                        int64_t ranges, float* out, int64_t out_stride) {
     const int64_t query_rows = shape_.group_size() * tokens;
     const int64_t size = exact_sums_size(query_rows, shape_.head_dim);
     std::vector<float> memory(static_cast<size_t>(2 * size));
@@ -184,11 +197,19 @@ class TestSoftmaxLayer {
   int64_t position_ = 0;
 };
 
-LolaConfig make_config(int64_t window_size, int64_t chunk_size, int64_t sparse_size, const std::string& scope,
-                       const std::string& policy, const std::string& mixing, bool affine, const std::string& pair_type,
+LolaConfig make_config(int64_t window_size, int64_t chunk_size, int64_t sparse_size,
+                       const std::string& scope, const std::string& policy,
+                       const std::string& mixing, bool affine, const std::string& pair_type,
                        uint64_t seed) {
-  return {window_size,          chunk_size, sparse_size, find_scope(scope), &find_policy(policy),
-          find_mixing(mixing), affine,     find_pair_type(pair_type),      seed};
+  return {window_size,
+          chunk_size,
+          sparse_size,
+          find_scope(scope),
+          &find_policy(policy),
+          find_mixing(mixing),
+          affine,
+          find_pair_type(pair_type),
+          seed};
 }
 
 std::vector<std::string> policy_names() {
@@ -211,22 +232,24 @@ void bind_testing_lola(py::module_& testing) {
   testing.def("choose_kept", kept_pairs, py::arg("scores"), py::arg("capacity"));
 
   py::class_<TestLolaLayer>(testing, "LolaLayer")
-      .def(py::init([](const std::string& isa, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t map_size,
-                       const std::string& feature_map, bool skip, const FloatArray& query_map,
-                       const FloatArray& key_map, const FloatArray& gate, const FloatArray& kappa,
-                       int64_t window_size, int64_t chunk_size, int64_t sparse_size, const std::string& scope,
+      .def(py::init([](const std::string& isa, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                       int64_t map_size, const std::string& feature_map, bool skip,
+                       const FloatArray& query_map, const FloatArray& key_map,
+                       const FloatArray& gate, const FloatArray& kappa, int64_t window_size,
+                       int64_t chunk_size, int64_t sparse_size, const std::string& scope,
                        const std::string& policy, const std::string& mixing, bool affine,
                        const std::string& pair_type, uint64_t seed) {
              const FeatureMap map{find_feature_map(feature_map), map_size, skip};
-             const LolaConfig config = make_config(window_size, chunk_size, sparse_size, scope, policy, mixing, affine,
-                                                   pair_type, seed);
-             return new TestLolaLayer(isa, {heads, kv_heads, head_dim, feature_size(map)}, config, map, query_map,
-                                      key_map, gate, kappa);
+             const LolaConfig config = make_config(window_size, chunk_size, sparse_size, scope,
+                                                   policy, mixing, affine, pair_type, seed);
+             return new TestLolaLayer(isa, {heads, kv_heads, head_dim, feature_size(map)}, config,
+                                      map, query_map, key_map, gate, kappa);
            }),
-           py::kw_only(), py::arg("isa"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
-           py::arg("map_size"), py::arg("feature_map"), py::arg("skip"), py::arg("query_map"), py::arg("key_map"),
-           py::arg("gate"), py::arg("kappa"), py::arg("window_size"), py::arg("chunk_size"), py::arg("sparse_size"),
-           py::arg("scope"), py::arg("policy"), py::arg("mixing"), py::arg("affine"), py::arg("pair_type"),
+           py::kw_only(), py::arg("isa"), py::arg("heads"), py::arg("kv_heads"),
+           py::arg("head_dim"), py::arg("map_size"), py::arg("feature_map"), py::arg("skip"),
+           py::arg("query_map"), py::arg("key_map"), py::arg("gate"), py::arg("kappa"),
+           py::arg("window_size"), py::arg("chunk_size"), py::arg("sparse_size"), py::arg("scope"),
+           py::arg("policy"), py::arg("mixing"), py::arg("affine"), py::arg("pair_type"),
            py::arg("seed"))
       .def("advance", &TestLolaLayer::advance, py::arg("q"), py::arg("k"), py::arg("v"))
       .def("sections", &TestLolaLayer::sections)
@@ -236,11 +259,13 @@ void bind_testing_lola(py::module_& testing) {
   py::class_<TestSoftmaxLayer>(testing, "SoftmaxLayer")
       .def(py::init([](const std::string& isa, int64_t heads, int64_t kv_heads, int64_t head_dim,
                        const std::string& pair_type, int64_t capacity) {
-             return new TestSoftmaxLayer(isa, {heads, kv_heads, head_dim, 0}, find_pair_type(pair_type), capacity);
+             return new TestSoftmaxLayer(isa, {heads, kv_heads, head_dim, 0},
+                                         find_pair_type(pair_type), capacity);
            }),
-           py::kw_only(), py::arg("isa"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
-           py::arg("pair_type"), py::arg("capacity"))
-      .def("advance", &TestSoftmaxLayer::advance, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("ranges") = 0)
+           py::kw_only(), py::arg("isa"), py::arg("heads"), py::arg("kv_heads"),
+           py::arg("head_dim"), py::arg("pair_type"), py::arg("capacity"))
+      .def("advance", &TestSoftmaxLayer::advance, py::arg("q"), py::arg("k"), py::arg("v"),
+           py::arg("ranges") = 0)
       .def("sections", &TestSoftmaxLayer::sections);
 }
 

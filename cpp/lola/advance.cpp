@@ -10,8 +10,9 @@
 namespace lola {
 
 void advance_kv_head(const Kernels& kernels, const LolaLayer& layer, const LolaConfig& config,
-                     const LayerMemoryLayout& layout, uint8_t* memory, int64_t kv_head, const QkvRows& rows,
-                     int64_t tokens, int64_t position, float* out, int64_t out_stride, LolaScratch& scratch) {
+                     const LayerMemoryLayout& layout, uint8_t* memory, int64_t kv_head,
+                     const QkvRows& rows, int64_t tokens, int64_t position, float* out,
+                     int64_t out_stride, LolaScratch& scratch) {
   const KvHead head{kernels, layer, config, layout, memory, kv_head, scratch};
   for (int64_t done = 0; done < tokens;) {
     const int64_t now = position + done;
@@ -19,7 +20,8 @@ void advance_kv_head(const Kernels& kernels, const LolaLayer& layer, const LolaC
     const int64_t piece = std::min({tokens - done, to_boundary, kPieceTokens});
     const QkvRows piece_rows = rows.from(done);
     append_to_window(head, piece_rows, piece, now);
-    attend(head, piece_rows.q, piece_rows.q_stride, piece, now, out + done * out_stride, out_stride);
+    attend(head, piece_rows.q, piece_rows.q_stride, piece, now, out + done * out_stride,
+           out_stride);
     if (piece == to_boundary) pass_boundary(head, now + piece);
     done += piece;
   }

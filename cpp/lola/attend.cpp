@@ -11,7 +11,8 @@
 namespace lola {
 namespace {
 
-void add_window(const KvHead& head, const QueryBlock& queries, int64_t position, const ExactSums& sums) {
+void add_window(const KvHead& head, const QueryBlock& queries, int64_t position,
+                const ExactSums& sums) {
   const int64_t d = queries.head_dim;
   const int64_t end = position + queries.tokens;
   float* keys = head.scratch.keys.get(kTilePairs * d);
@@ -19,12 +20,13 @@ void add_window(const KvHead& head, const QueryBlock& queries, int64_t position,
   for (int64_t begin = window_begin(head.config, position); begin < end; begin += kTilePairs) {
     const int64_t count = std::min(kTilePairs, end - begin);
     load_window(head, begin, count, keys, values);
-    add_tile(head.kernels, queries, {keys, values, count, position + 1 - begin}, sums, head.scratch.logits);
+    add_tile(head.kernels, queries, {keys, values, count, position + 1 - begin}, sums,
+             head.scratch.logits);
   }
 }
 
-void add_sparse_cache(const KvHead& head, const QueryBlock& queries, int64_t cached, const SparseCache& cache,
-                      const ExactSums& sums) {
+void add_sparse_cache(const KvHead& head, const QueryBlock& queries, int64_t cached,
+                      const SparseCache& cache, const ExactSums& sums) {
   const int64_t d = queries.head_dim;
   float* keys = head.scratch.keys.get(kTilePairs * d);
   float* values = head.scratch.values.get(kTilePairs * d);
@@ -38,7 +40,8 @@ void add_sparse_cache(const KvHead& head, const QueryBlock& queries, int64_t cac
 }
 
 // Each owner's cache is read by its own query heads only.
-void add_sparse_caches(const KvHead& head, const QueryBlock& queries, int64_t cached, const ExactSums& sums) {
+void add_sparse_caches(const KvHead& head, const QueryBlock& queries, int64_t cached,
+                       const ExactSums& sums) {
   const int64_t heads = head.heads_per_owner();
   const int64_t rows = heads * queries.tokens;
   const int64_t d = queries.head_dim;
@@ -51,7 +54,8 @@ void add_sparse_caches(const KvHead& head, const QueryBlock& queries, int64_t ca
 }
 
 // The linear term of one query head; q [tokens, head_dim], not scaled.
-LinearSums add_hidden_state(const KvHead& head, int64_t query_head, const float* q, int64_t tokens) {
+LinearSums add_hidden_state(const KvHead& head, int64_t query_head, const float* q,
+                            int64_t tokens) {
   const AttentionShape& shape = head.layer.shape;
   const FeatureMap& map = head.layer.feature_map;
   const float* weight = head.layer.query_map + query_head * map.map_size * shape.head_dim;
@@ -66,7 +70,8 @@ struct MixingWeights {
   float linear;  // of the linear term
 };
 
-// The table "The output of a query" of the design: soft weights and linear factor b, scaled so that nothing overflows.
+// The table "The output of a query" of the design: soft weights and linear factor b, scaled so that
+// nothing overflows.
 MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
   const float safe_max = std::max(0.0f, max);
   switch (config.mixing) {
@@ -81,10 +86,11 @@ MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
 }
 
 // y = (exact sum + linear sum) / (their weights' sum).
-void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum, const float* linear_y,
-               int64_t head_dim, float* out) {
+void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum,
+               const float* linear_y, int64_t head_dim, float* out) {
   float sum = weights.exact * exact_sum + weights.linear * linear_sum;
-  if (sum == 0.0f) {  // both underflow, with a gate of 0 and a huge logit: the exact pairs outweigh the rest then
+  if (sum == 0.0f) {  // both underflow, with a gate of 0 and a huge logit: the exact pairs outweigh
+                      // the rest then
     weights = {1.0f, 0.0f};
     sum = exact_sum;
   }
@@ -95,8 +101,8 @@ void normalise(MixingWeights weights, float exact_sum, const float* exact_y, flo
 
 }  // namespace
 
-void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position, float* out,
-            int64_t out_stride) {
+void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
+            float* out, int64_t out_stride) {
   const MemoryCounts counts = counts_at(head.config, position);
   const int64_t d = head.head_dim();
   const int64_t rows = head.group_size() * tokens;
@@ -107,10 +113,12 @@ void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens
   head.kernels.scale(scaled, rows * d, 1.0f / std::sqrt(static_cast<float>(d)));
 
   const QueryBlock block{scaled, head.group_size(), tokens, d};
-  const ExactSums exact = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
+  const ExactSums exact =
+      start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
   add_window(head, block, position, exact);
   add_sparse_caches(head, block, counts.cache, exact);
-  if (counts.absorbed == 0) return write_softmax(head.layer.shape, head.index, tokens, exact, out, out_stride);
+  if (counts.absorbed == 0)
+    return write_softmax(head.layer.shape, head.index, tokens, exact, out, out_stride);
 
   for (int64_t i = 0; i < head.group_size(); ++i) {
     const int64_t query_head = head.first_query_head() + i;
@@ -118,8 +126,9 @@ void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens
     const LinearSums linear = add_hidden_state(head, query_head, queries + i * tokens * d, tokens);
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t row = i * tokens + t;
-      normalise(mixing_weights(head.config, head.layer.gate[query_head], exact.max[row]), exact.sum[row],
-                exact.y + row * d, linear.sum[t], linear.y + t * d, d, head_out + t * out_stride);
+      normalise(mixing_weights(head.config, head.layer.gate[query_head], exact.max[row]),
+                exact.sum[row], exact.y + row * d, linear.sum[t], linear.y + t * d, d,
+                head_out + t * out_stride);
     }
   }
 }

@@ -10,9 +10,10 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Turns one query's logits into soft weights relative to the new maximum, and the sums so far with them.
-void weigh_row(const Kernels& kernels, float* logits, int64_t visible, int64_t count, int64_t head_dim, float* max,
-               float* sum, float* y) {
+// Turns one query's logits into soft weights relative to the new maximum, and the sums so far with
+// them.
+void weigh_row(const Kernels& kernels, float* logits, int64_t visible, int64_t count,
+               int64_t head_dim, float* max, float* sum, float* y) {
   std::fill(logits + visible, logits + count, 0.0f);
   if (visible == 0) return;
   const float new_max = std::max(*max, kernels.max(logits, visible));
@@ -33,22 +34,22 @@ ExactSums start_exact_sums(float* memory, int64_t rows, int64_t head_dim) {
   return {memory, memory + rows, memory + 2 * rows};
 }
 
-void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile, const ExactSums& sums,
-              ScratchArray<float>& logits_memory) {
+void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile,
+              const ExactSums& sums, ScratchArray<float>& logits_memory) {
   const int64_t rows = queries.heads * queries.tokens;
   const int64_t d = queries.head_dim;
   float* logits = logits_memory.get(rows * tile.count);
   kernels.gemm_nt(rows, tile.count, d, queries.q, d, tile.k, d, logits, tile.count);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t visible = std::clamp<int64_t>(tile.visible + row % queries.tokens, 0, tile.count);
-    weigh_row(kernels, logits + row * tile.count, visible, tile.count, d, sums.max + row, sums.sum + row,
-              sums.y + row * d);
+    weigh_row(kernels, logits + row * tile.count, visible, tile.count, d, sums.max + row,
+              sums.sum + row, sums.y + row * d);
   }
   kernels.gemm_nn(rows, d, tile.count, logits, tile.count, tile.v, d, sums.y, d);
 }
 
-void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim, const ExactSums& other,
-                      const ExactSums& sums) {
+void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim,
+                      const ExactSums& other, const ExactSums& sums) {
   for (int64_t row = 0; row < rows; ++row) {
     if (other.sum[row] == 0.0f) continue;
     float* y = sums.y + row * head_dim;
@@ -63,20 +64,21 @@ void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim, co
   }
 }
 
-void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q, int64_t q_stride, int64_t tokens,
-                    float* queries) {
+void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q, int64_t q_stride,
+                    int64_t tokens, float* queries) {
   const int64_t d = shape.head_dim;
   const float* group = q + kv_head * shape.group_size() * d;
   for (int64_t head = 0; head < shape.group_size(); ++head) {
     for (int64_t token = 0; token < tokens; ++token) {
-      std::memcpy(queries, group + token * q_stride + head * d, static_cast<size_t>(d) * sizeof(float));
+      std::memcpy(queries, group + token * q_stride + head * d,
+                  static_cast<size_t>(d) * sizeof(float));
       queries += d;
     }
   }
 }
 
-void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
-                   int64_t out_stride) {
+void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens,
+                   const ExactSums& sums, float* out, int64_t out_stride) {
   const int64_t d = shape.head_dim;
   for (int64_t head = 0; head < shape.group_size(); ++head) {
     for (int64_t token = 0; token < tokens; ++token) {

@@ -1,5 +1,6 @@
-// Softmax attention as running sums over tiles of pairs, so that the pairs may come from several places:
-// for each query  max = max l_i,  sum = sum exp(l_i - max),  y = sum exp(l_i - max) v_i,  with logits l_i = q'k_i.
+// Softmax attention as running sums over tiles of pairs, so that the pairs may come from several
+// places: for each query  max = max l_i,  sum = sum exp(l_i - max),  y = sum exp(l_i - max) v_i,
+// with logits l_i = q'k_i.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@
 
 namespace lola {
 
-// Pairs converted and multiplied at a time: a tile of keys and its logits stay in the second-level cache.
+// Pairs converted and multiplied at a time: a tile of keys and its logits stay in the second-level
+// cache.
 constexpr int64_t kTilePairs = 128;
 
 // Tokens of one pass over the pairs.
@@ -36,30 +38,33 @@ struct QueryBlock {
 };
 
 struct PairTile {
-  const float* k;   // [count, head_dim]
-  const float* v;   // [count, head_dim]
+  const float* k;  // [count, head_dim]
+  const float* v;  // [count, head_dim]
   int64_t count;
-  int64_t visible;  // pairs that the first token may see, any number; each later token sees one more
+  int64_t
+      visible;  // pairs that the first token may see, any number; each later token sees one more
 };
 
 // All tokens see all pairs.
-inline PairTile visible_to_all(const float* k, const float* v, int64_t count) { return {k, v, count, count}; }
+inline PairTile visible_to_all(const float* k, const float* v, int64_t count) {
+  return {k, v, count, count};
+}
 
 // sums [heads * tokens] gain the tile's pairs.
-void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile, const ExactSums& sums,
-              ScratchArray<float>& logits);
+void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile,
+              const ExactSums& sums, ScratchArray<float>& logits);
 
 // sums gain the pairs of `other`, for each row.
-void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim, const ExactSums& other,
-                      const ExactSums& sums);
+void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim,
+                      const ExactSums& other, const ExactSums& sums);
 
-// y / sum of each row, to the columns of kv head `kv_head`'s query heads in out [tokens, heads * head_dim]
-// (row stride out_stride). sums [group * tokens].
-void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens, const ExactSums& sums, float* out,
-                   int64_t out_stride);
+// y / sum of each row, to the columns of kv head `kv_head`'s query heads in out [tokens, heads *
+// head_dim] (row stride out_stride). sums [group * tokens].
+void write_softmax(const AttentionShape& shape, int64_t kv_head, int64_t tokens,
+                   const ExactSums& sums, float* out, int64_t out_stride);
 
 // Copies the queries that read kv head `kv_head` to [group, tokens, head_dim].
-void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q, int64_t q_stride, int64_t tokens,
-                    float* queries);
+void gather_queries(const AttentionShape& shape, int64_t kv_head, const float* q, int64_t q_stride,
+                    int64_t tokens, float* queries);
 
 }  // namespace lola

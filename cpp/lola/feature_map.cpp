@@ -28,7 +28,9 @@ void softmax_full(const Kernels& kernels, float* row, int64_t f) {
   softmax(kernels, row + f, f);
 }
 
-void exp_half(const Kernels& kernels, float* z, int64_t f) { kernels.exp_shift(z, f, kernels.max(z, f)); }
+void exp_half(const Kernels& kernels, float* z, int64_t f) {
+  kernels.exp_shift(z, f, kernels.max(z, f));
+}
 
 void exp_full(const Kernels& kernels, float* row, int64_t f) {
   negate_into_second_half(row, f);
@@ -51,8 +53,12 @@ struct FeatureMapRow {
 
 // In the order of the enumerators.
 constexpr FeatureMapRow kFeatureMaps[] = {
-    {"softmax_dim", 2, softmax_full}, {"softmax_dim_half", 1, softmax}, {"exp_dim", 2, exp_full},
-    {"exp_dim_half", 1, exp_half},    {"relu", 1, relu},                {"pos_elu", 1, pos_elu},
+    {"softmax_dim", 2, softmax_full},
+    {"softmax_dim_half", 1, softmax},
+    {"exp_dim", 2, exp_full},
+    {"exp_dim_half", 1, exp_half},
+    {"relu", 1, relu},
+    {"pos_elu", 1, pos_elu},
 };
 
 const FeatureMapRow& row_of(FeatureMapKind kind) { return kFeatureMaps[static_cast<int>(kind)]; }
@@ -73,8 +79,8 @@ FeatureMapKind find_feature_map(std::string_view name) {
   throw UsageError(message("feature map: found '", name, "', wanted one of ", wanted));
 }
 
-void map_features(const Kernels& kernels, const FeatureMap& map, const float* weight, const float* x, int64_t x_stride,
-                  int64_t count, int64_t head_dim, float* phi) {
+void map_features(const Kernels& kernels, const FeatureMap& map, const float* weight,
+                  const float* x, int64_t x_stride, int64_t count, int64_t head_dim, float* phi) {
   const int64_t size = feature_size(map);
   const FeatureMapRow& row = row_of(map.kind);
   kernels.gemm_nt(count, map.map_size, head_dim, x, x_stride, weight, head_dim, phi, size);

@@ -1,6 +1,6 @@
-// phi(x): the learned feature maps of linear attention, phi(x) = max(1e-12, activation(W'x)), and with a skip
-// connection activation(x + W'x).
-// As LoLCATs defines them (github.com/HazyResearch/lolcats, src/model/feature_map.py: FeatureMapMLP and the activations).
+// phi(x): the learned feature maps of linear attention, phi(x) = max(1e-12, activation(W'x)), and
+// with a skip connection activation(x + W'x). As LoLCATs defines them
+// (github.com/HazyResearch/lolcats, src/model/feature_map.py: FeatureMapMLP and the activations).
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,9 @@ int64_t feature_size(const FeatureMap& map);
 FeatureMapKind find_feature_map(std::string_view name);
 const char* name_of(FeatureMapKind kind);
 
-// phi [count, feature_size] of x [count, head_dim] (row stride x_stride) under one head's W, weight [map_size, head_dim].
-void map_features(const Kernels& kernels, const FeatureMap& map, const float* weight, const float* x, int64_t x_stride,
-                  int64_t count, int64_t head_dim, float* phi);
+// phi [count, feature_size] of x [count, head_dim] (row stride x_stride) under one head's W, weight
+// [map_size, head_dim].
+void map_features(const Kernels& kernels, const FeatureMap& map, const float* weight,
+                  const float* x, int64_t x_stride, int64_t count, int64_t head_dim, float* phi);
 
 }  // namespace lola

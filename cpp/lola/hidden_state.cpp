@@ -1,7 +1,7 @@
-// Why sums are added in portions: a float32 sum stops growing when an increment falls under half an ulp of it. The
-// pairs of a boundary are summed first and added once; where a boundary brings fewer than kFlushPairs, they wait in the
-// pending sums until so many have come. 64 pairs at a time keep the error of random increments near 1e-5 after ten
-// million tokens.
+// Why sums are added in portions: a float32 sum stops growing when an increment falls under half an
+// ulp of it. The pairs of a boundary are summed first and added once; where a boundary brings fewer
+// than kFlushPairs, they wait in the pending sums until so many have come. 64 pairs at a time keep
+// the error of random increments near 1e-5 after ten million tokens.
 #include "lola/hidden_state.h"
 
 #include <algorithm>
@@ -11,16 +11,16 @@ namespace lola {
 namespace {
 
 // state += phi' v, sum += the rows of phi.
-void accumulate(const Kernels& kernels, const AttentionShape& shape, const float* phi, const float* v, int64_t count,
-                float* state, float* sum) {
+void accumulate(const Kernels& kernels, const AttentionShape& shape, const float* phi,
+                const float* v, int64_t count, float* state, float* sum) {
   const int64_t f = shape.feature_size;
   const int64_t d = shape.head_dim;
   kernels.gemm_tn(f, d, count, phi, f, v, d, state, d);
   for (int64_t i = 0; i < count; ++i) kernels.add(sum, phi + i * f, f);
 }
 
-void add_sums(const Kernels& kernels, const AttentionShape& shape, const float* state, const float* sum,
-              const HiddenState& hidden) {
+void add_sums(const Kernels& kernels, const AttentionShape& shape, const float* state,
+              const float* sum, const HiddenState& hidden) {
   kernels.add(hidden.state, state, shape.feature_size * shape.head_dim);
   kernels.add(hidden.sum, sum, shape.feature_size);
 }
@@ -32,8 +32,8 @@ void flush_pending(const Kernels& kernels, const AttentionShape& shape, const Hi
 }
 
 // y += phi Hs, sum += phi s.
-void add_products(const Kernels& kernels, const AttentionShape& shape, const float* state, const float* state_sum,
-                  const float* phi, int64_t count, const LinearSums& sums) {
+void add_products(const Kernels& kernels, const AttentionShape& shape, const float* state,
+                  const float* state_sum, const float* phi, int64_t count, const LinearSums& sums) {
   const int64_t f = shape.feature_size;
   const int64_t d = shape.head_dim;
   kernels.gemm_nn(count, d, f, phi, f, state, d, sums.y, d);
@@ -42,8 +42,9 @@ void add_products(const Kernels& kernels, const AttentionShape& shape, const flo
 
 }  // namespace
 
-LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
-                             const float* phi, int64_t count, float* memory) {
+LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape,
+                             const HiddenState& hidden, const float* phi, int64_t count,
+                             float* memory) {
   std::fill_n(memory, linear_sums_size(count, shape.head_dim), 0.0f);
   const LinearSums sums{memory, memory + count * shape.head_dim};
   add_products(kernels, shape, hidden.state, hidden.sum, phi, count, sums);
@@ -53,11 +54,13 @@ LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape
   return sums;
 }
 
-void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden, const float* phi,
-            const float* v, int64_t count, int64_t absorbed, ScratchArray<float>& scratch) {
+void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
+            const float* phi, const float* v, int64_t count, int64_t absorbed,
+            ScratchArray<float>& scratch) {
   if (hidden.pending_state != nullptr) {
     accumulate(kernels, shape, phi, v, count, hidden.pending_state, hidden.pending_sum);
-    if ((absorbed + count) / kFlushPairs > absorbed / kFlushPairs) flush_pending(kernels, shape, hidden);
+    if ((absorbed + count) / kFlushPairs > absorbed / kFlushPairs)
+      flush_pending(kernels, shape, hidden);
     return;
   }
   const int64_t state_size = shape.feature_size * shape.head_dim;
@@ -67,8 +70,9 @@ void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenSta
   add_sums(kernels, shape, state, state + state_size, hidden);
 }
 
-HiddenState imagine_absorbed(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
-                             const float* phi, const float* v, int64_t count, float* memory) {
+HiddenState imagine_absorbed(const Kernels& kernels, const AttentionShape& shape,
+                             const HiddenState& hidden, const float* phi, const float* v,
+                             int64_t count, float* memory) {
   const int64_t state_size = shape.feature_size * shape.head_dim;
   const HiddenState imagined{memory, memory + state_size, nullptr, nullptr};
   std::fill_n(memory, state_size + shape.feature_size, 0.0f);

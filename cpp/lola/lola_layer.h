@@ -20,7 +20,8 @@ struct LolaLayer {
   const float* kappa;      // of the policy `weighted_recall`, [heads]
 };
 
-// Queries, keys and values of some tokens, float32, after RoPE; strides in floats from token to token.
+// Queries, keys and values of some tokens, float32, after RoPE; strides in floats from token to
+// token.
 struct QkvRows {
   const float* q;  // [tokens, heads * head_dim]
   int64_t q_stride;
@@ -30,11 +31,13 @@ struct QkvRows {
   int64_t v_stride;
 
   QkvRows from(int64_t token) const {
-    return {q + token * q_stride, q_stride, k + token * k_stride, k_stride, v + token * v_stride, v_stride};
+    return {q + token * q_stride, q_stride, k + token * k_stride, k_stride,
+            v + token * v_stride, v_stride};
   }
 };
 
-// Memory for intermediate results that grows and is used again. What it holds does not outlive the next get().
+// Memory for intermediate results that grows and is used again. What it holds does not outlive the
+// next get().
 template <typename T>
 class ScratchArray {
  public:
@@ -54,9 +57,9 @@ struct LolaScratch {
   ScratchArray<float> values;
   ScratchArray<float> features;
   ScratchArray<float> logits;
-  ScratchArray<float> exact;         // partial sums over exact pairs
-  ScratchArray<float> linear;        // partial sums over the hidden state
-  ScratchArray<float> state;         // a hidden state, or what will be added to one
+  ScratchArray<float> exact;   // partial sums over exact pairs
+  ScratchArray<float> linear;  // partial sums over the hidden state
+  ScratchArray<float> state;   // a hidden state, or what will be added to one
   ScratchArray<float> scores;
   ScratchArray<float> head_scores;
   ScratchArray<int64_t> positions;
@@ -64,7 +67,8 @@ struct LolaScratch {
   ScratchArray<uint8_t> kept;
 };
 
-// One kv head of one layer, with its memories and the query heads that read it: the unit of all the work in this folder.
+// One kv head of one layer, with its memories and the query heads that read it: the unit of all the
+// work in this folder.
 struct KvHead {
   const Kernels& kernels;
   const LolaLayer& layer;
@@ -81,8 +85,12 @@ struct KvHead {
   int64_t owners() const { return config.scope == Scope::kHead ? group_size() : 1; }
   int64_t heads_per_owner() const { return group_size() / owners(); }
   SlidingWindow window() const { return layout.sliding_window(memory, index); }
-  SparseCache sparse_cache(int64_t owner) const { return layout.sparse_cache(memory, index * owners() + owner); }
-  HiddenState hidden_state(int64_t query_head) const { return layout.hidden_state(memory, query_head); }
+  SparseCache sparse_cache(int64_t owner) const {
+    return layout.sparse_cache(memory, index * owners() + owner);
+  }
+  HiddenState hidden_state(int64_t query_head) const {
+    return layout.hidden_state(memory, query_head);
+  }
 };
 
 }  // namespace lola

@@ -4,7 +4,8 @@
 
 namespace lola {
 
-void store_pairs(const Kernels& kernels, PairType type, const float* x, int64_t count, uint8_t* rows) {
+void store_pairs(const Kernels& kernels, PairType type, const float* x, int64_t count,
+                 uint8_t* rows) {
   switch (type) {
     case PairType::kF32:
       std::memcpy(rows, x, static_cast<size_t>(count) * sizeof(float));
@@ -18,7 +19,8 @@ void store_pairs(const Kernels& kernels, PairType type, const float* x, int64_t 
   }
 }
 
-void load_pairs(const Kernels& kernels, PairType type, const uint8_t* rows, int64_t count, float* out) {
+void load_pairs(const Kernels& kernels, PairType type, const uint8_t* rows, int64_t count,
+                float* out) {
   switch (type) {
     case PairType::kF32:
       std::memcpy(out, rows, static_cast<size_t>(count) * sizeof(float));

@@ -9,8 +9,10 @@
 namespace lola {
 
 // Rounds count values (one row, or several) to the type.
-void store_pairs(const Kernels& kernels, PairType type, const float* x, int64_t count, uint8_t* rows);
+void store_pairs(const Kernels& kernels, PairType type, const float* x, int64_t count,
+                 uint8_t* rows);
 
-void load_pairs(const Kernels& kernels, PairType type, const uint8_t* rows, int64_t count, float* out);
+void load_pairs(const Kernels& kernels, PairType type, const uint8_t* rows, int64_t count,
+                float* out);
 
 }  // namespace lola

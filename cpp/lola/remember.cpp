@@ -11,7 +11,8 @@
 namespace lola {
 namespace {
 
-// Who takes part in a boundary: the owner's sparse cache, and the pairs leaving the window. Oldest first.
+// Who takes part in a boundary: the owner's sparse cache, and the pairs leaving the window. Oldest
+// first.
 struct Eligible {
   int64_t cached;
   int64_t leaving;
@@ -29,8 +30,8 @@ Eligible eligible_at(const LolaConfig& config, int64_t seen) {
 }
 
 // keys and values [count, head_dim], position [count] of the owner's eligible pairs.
-void load_eligible(const KvHead& head, int64_t owner, const Eligible& eligible, float* keys, float* values,
-                   int64_t* position) {
+void load_eligible(const KvHead& head, int64_t owner, const Eligible& eligible, float* keys,
+                   float* values, int64_t* position) {
   const int64_t d = head.head_dim();
   if (eligible.cached > 0) {
     const SparseCache cache = head.sparse_cache(owner);
@@ -40,11 +41,12 @@ void load_eligible(const KvHead& head, int64_t owner, const Eligible& eligible, 
   }
   load_window(head, eligible.first_leaving, eligible.leaving, keys + eligible.cached * d,
               values + eligible.cached * d);
-  for (int64_t i = 0; i < eligible.leaving; ++i) position[eligible.cached + i] = eligible.first_leaving + i;
+  for (int64_t i = 0; i < eligible.leaving; ++i)
+    position[eligible.cached + i] = eligible.first_leaving + i;
 }
 
-// The kept pairs, as they are stored, become the owner's sparse cache. They keep their order, so a pair only ever moves
-// to a place at or before its own.
+// The kept pairs, as they are stored, become the owner's sparse cache. They keep their order, so a
+// pair only ever moves to a place at or before its own.
 void rewrite_cache(const KvHead& head, int64_t owner, const Eligible& eligible, const uint8_t* kept,
                    const float* scores, const int64_t* position) {
   const SparseCache cache = head.sparse_cache(owner);
@@ -67,7 +69,8 @@ void rewrite_cache(const KvHead& head, int64_t owner, const Eligible& eligible, 
 }
 
 // Moves the pairs that are not kept to the front; returns their number.
-int64_t gather_losers(const uint8_t* kept, int64_t count, int64_t head_dim, float* keys, float* values) {
+int64_t gather_losers(const uint8_t* kept, int64_t count, int64_t head_dim, float* keys,
+                      float* values) {
   const size_t row_bytes = static_cast<size_t>(head_dim) * sizeof(float);
   int64_t losers = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -82,16 +85,18 @@ int64_t gather_losers(const uint8_t* kept, int64_t count, int64_t head_dim, floa
 }
 
 // Every query head of the owner absorbs the pairs, keys and values [count, head_dim].
-void absorb_for_owner(const KvHead& head, int64_t owner, const float* keys, const float* values, int64_t count,
-                      int64_t absorbed) {
+void absorb_for_owner(const KvHead& head, int64_t owner, const float* keys, const float* values,
+                      int64_t count, int64_t absorbed) {
   const AttentionShape& shape = head.layer.shape;
   const FeatureMap& map = head.layer.feature_map;
   const int64_t d = shape.head_dim;
   const int64_t first = head.first_query_head() + owner * head.heads_per_owner();
   for (int64_t query_head = first; query_head < first + head.heads_per_owner(); ++query_head) {
     float* phi = head.scratch.features.get(count * shape.feature_size);
-    map_features(head.kernels, map, head.layer.key_map + query_head * map.map_size * d, keys, d, count, d, phi);
-    absorb(head.kernels, shape, head.hidden_state(query_head), phi, values, count, absorbed, head.scratch.state);
+    map_features(head.kernels, map, head.layer.key_map + query_head * map.map_size * d, keys, d,
+                 count, d, phi);
+    absorb(head.kernels, shape, head.hidden_state(query_head), phi, values, count, absorbed,
+           head.scratch.state);
   }
 }
 

@@ -1,4 +1,5 @@
-// Where a pair goes when it leaves the sliding window: into the sparse cache, or into the hidden state for good.
+// Where a pair goes when it leaves the sliding window: into the sparse cache, or into the hidden
+// state for good.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +8,8 @@
 
 namespace lola {
 
-// A chunk boundary after `seen` tokens, a multiple of the chunk size. Pairs leave the window and compete with the sparse
-// cache; the hardest to recall stay exact, and the others are absorbed.
+// A chunk boundary after `seen` tokens, a multiple of the chunk size. Pairs leave the window and
+// compete with the sparse cache; the hardest to recall stay exact, and the others are absorbed.
 void pass_boundary(const KvHead& head, int64_t seen);
 
 }  // namespace lola

@@ -12,14 +12,17 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// errors [count]: SRE(k, v | Hs, s) = || phi(k)'Hs / (phi(k)'s) - v ||^2; the recall is 0 while s = 0.
-void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pairs, int64_t absorbed, float* errors) {
+// errors [count]: SRE(k, v | Hs, s) = || phi(k)'Hs / (phi(k)'s) - v ||^2; the recall is 0 while s =
+// 0.
+void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pairs,
+                   int64_t absorbed, float* errors) {
   const AttentionShape& shape = head.layer.shape;
   const FeatureMap& map = head.layer.feature_map;
   const int64_t d = shape.head_dim;
   const bool after = head.config.policy->recall_from == RecallFrom::kStateAfter;
   if (absorbed == 0 && !after) {
-    for (int64_t i = 0; i < pairs.count; ++i) errors[i] = head.kernels.dot(pairs.v + i * d, pairs.v + i * d, d);
+    for (int64_t i = 0; i < pairs.count; ++i)
+      errors[i] = head.kernels.dot(pairs.v + i * d, pairs.v + i * d, d);
     return;
   }
   float* phi = head.scratch.features.get(pairs.count * shape.feature_size);
@@ -31,7 +34,8 @@ void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pai
     hidden = imagine_absorbed(head.kernels, shape, hidden, phi, pairs.v, pairs.count, memory);
   }
   float* memory = head.scratch.linear.get(linear_sums_size(pairs.count, d));
-  const LinearSums recall = read_hidden_state(head.kernels, shape, hidden, phi, pairs.count, memory);
+  const LinearSums recall =
+      read_hidden_state(head.kernels, shape, hidden, phi, pairs.count, memory);
   for (int64_t i = 0; i < pairs.count; ++i) {
     head.kernels.scale(recall.y + i * d, d, 1.0f / recall.sum[i]);
     errors[i] = head.kernels.squared_distance(recall.y + i * d, pairs.v + i * d, d);
@@ -39,13 +43,14 @@ void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pai
 }
 
 // scores [count] become the larger of themselves and the query head's own scores.
-void raise_to_head_scores(const KvHead& head, int64_t query_head, const Candidates& pairs, int64_t seen,
-                          int64_t absorbed, float* scores) {
+void raise_to_head_scores(const KvHead& head, int64_t query_head, const Candidates& pairs,
+                          int64_t seen, int64_t absorbed, float* scores) {
   const CachePolicy& policy = *head.config.policy;
   const int64_t d = head.head_dim();
   float* errors = head.scratch.head_scores.get(pairs.count);
   std::fill_n(errors, pairs.count, 0.0f);
-  if (policy.recall_from != RecallFrom::kNothing) recall_errors(head, query_head, pairs, absorbed, errors);
+  if (policy.recall_from != RecallFrom::kNothing)
+    recall_errors(head, query_head, pairs, absorbed, errors);
   for (int64_t i = 0; i < pairs.count; ++i) {
     const float* key = pairs.k + i * d;
     const PairFacts facts{.recall_error = errors[i],
@@ -63,8 +68,8 @@ void raise_to_head_scores(const KvHead& head, int64_t query_head, const Candidat
 
 }  // namespace
 
-void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int64_t seen, int64_t absorbed,
-                 float* scores) {
+void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int64_t seen,
+                 int64_t absorbed, float* scores) {
   std::fill_n(scores, pairs.count, kMinusInfinity);
   const int64_t first = head.first_query_head() + owner * head.heads_per_owner();
   for (int64_t i = 0; i < head.heads_per_owner(); ++i) {
@@ -72,8 +77,8 @@ void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int
   }
 }
 
-void choose_kept(const float* scores, int64_t count, int64_t capacity, ScratchArray<int64_t>& ranking_memory,
-                 uint8_t* kept) {
+void choose_kept(const float* scores, int64_t count, int64_t capacity,
+                 ScratchArray<int64_t>& ranking_memory, uint8_t* kept) {
   int64_t* ranking = ranking_memory.get(count);
   for (int64_t i = 0; i < count; ++i) ranking[i] = i;
   const auto outranks = [scores](int64_t a, int64_t b) {

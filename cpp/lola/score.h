@@ -15,13 +15,16 @@ struct Candidates {
   int64_t count;
 };
 
-// scores [count] of the owner's candidates by the session's policy; larger stays. Where several query heads share the
-// cache, a pair's score is the largest over them. A score that is not a number counts as -inf, so that the order is total.
-// seen: tokens so far; absorbed: pairs in the hidden states.
-void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int64_t seen, int64_t absorbed,
-                 float* scores);
+// scores [count] of the owner's candidates by the session's policy; larger stays. Where several
+// query heads share the cache, a pair's score is the largest over them. A score that is not a
+// number counts as -inf, so that the order is total. seen: tokens so far; absorbed: pairs in the
+// hidden states.
+void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int64_t seen,
+                 int64_t absorbed, float* scores);
 
-// kept [count] = 1 for the `capacity` largest scores (among equals the older pair), 0 for the others.
-void choose_kept(const float* scores, int64_t count, int64_t capacity, ScratchArray<int64_t>& ranking, uint8_t* kept);
+// kept [count] = 1 for the `capacity` largest scores (among equals the older pair), 0 for the
+// others.
+void choose_kept(const float* scores, int64_t count, int64_t capacity,
+                 ScratchArray<int64_t>& ranking, uint8_t* kept);
 
 }  // namespace lola

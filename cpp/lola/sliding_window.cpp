@@ -12,8 +12,10 @@ void append_to_window(const KvHead& head, const QkvRows& rows, int64_t tokens, i
   const PairType type = head.config.pair_type;
   for (int64_t token = 0; token < tokens; ++token) {
     const int64_t row = (position + token) % window.capacity * head.layout.row_bytes();
-    store_pairs(head.kernels, type, rows.k + token * rows.k_stride + head.index * d, d, window.k + row);
-    store_pairs(head.kernels, type, rows.v + token * rows.v_stride + head.index * d, d, window.v + row);
+    store_pairs(head.kernels, type, rows.k + token * rows.k_stride + head.index * d, d,
+                window.k + row);
+    store_pairs(head.kernels, type, rows.v + token * rows.v_stride + head.index * d, d,
+                window.v + row);
   }
 }
 

@@ -7,8 +7,8 @@
 
 namespace lola {
 
-// The pairs of new tokens enter, rounded to the session's PairType; everything later reads the rounded pairs.
-// position: of the first token.
+// The pairs of new tokens enter, rounded to the session's PairType; everything later reads the
+// rounded pairs. position: of the first token.
 void append_to_window(const KvHead& head, const QkvRows& rows, int64_t tokens, int64_t position);
 
 // keys and values [count, head_dim] of the positions from `position` on, which are in the window.

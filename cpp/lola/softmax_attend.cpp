@@ -7,19 +7,22 @@
 
 namespace lola {
 
-void append_to_cache(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens, int64_t position) {
+void append_to_cache(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens,
+                     int64_t position) {
   const KvHeadCache cache = head.layout.head(head.memory, head.index);
   const int64_t d = head.shape.head_dim;
   const PairType type = head.layout.pair_type();
   for (int64_t token = 0; token < tokens; ++token) {
     const int64_t row = (position + token) * head.layout.row_bytes();
-    store_pairs(head.kernels, type, rows.k + token * rows.k_stride + head.index * d, d, cache.k + row);
-    store_pairs(head.kernels, type, rows.v + token * rows.v_stride + head.index * d, d, cache.v + row);
+    store_pairs(head.kernels, type, rows.k + token * rows.k_stride + head.index * d, d,
+                cache.k + row);
+    store_pairs(head.kernels, type, rows.v + token * rows.v_stride + head.index * d, d,
+                cache.v + row);
   }
 }
 
-void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
-                          int64_t begin, int64_t end, const ExactSums& sums) {
+void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens,
+                          int64_t position, int64_t begin, int64_t end, const ExactSums& sums) {
   const KvHeadCache cache = head.layout.head(head.memory, head.index);
   const int64_t d = head.shape.head_dim;
   const int64_t size = head.shape.group_size() * tokens * d;
@@ -34,18 +37,20 @@ void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_str
     const int64_t offset = begin * head.layout.row_bytes();
     load_pairs(head.kernels, head.layout.pair_type(), cache.k + offset, count * d, keys);
     load_pairs(head.kernels, head.layout.pair_type(), cache.v + offset, count * d, values);
-    add_tile(head.kernels, block, {keys, values, count, position + 1 - begin}, sums, head.scratch.logits);
+    add_tile(head.kernels, block, {keys, values, count, position + 1 - begin}, sums,
+             head.scratch.logits);
   }
 }
 
-void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens, int64_t position,
-                    float* out, int64_t out_stride) {
+void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens,
+                    int64_t position, float* out, int64_t out_stride) {
   const int64_t d = head.shape.head_dim;
   for (int64_t done = 0; done < tokens; done += kPieceTokens) {
     const int64_t piece = std::min(kPieceTokens, tokens - done);
     const int64_t rows = head.shape.group_size() * piece;
     const int64_t now = position + done;
-    const ExactSums sums = start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
+    const ExactSums sums =
+        start_exact_sums(head.scratch.exact.get(exact_sums_size(rows, d)), rows, d);
     softmax_attend_range(head, q + done * q_stride, q_stride, piece, now, 0, now + piece, sums);
     write_softmax(head.shape, head.index, piece, sums, out + done * out_stride, out_stride);
   }

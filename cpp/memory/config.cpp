@@ -45,11 +45,12 @@ void validate(const AttentionShape& shape, PairType pair_type) {
   check_range("kv_heads", shape.kv_heads, 1, shape.heads);
   check_range("head_dim", shape.head_dim, 1, kMaxHeadDim);
   if (shape.heads % shape.kv_heads != 0) {
-    throw UsageError(message("heads: found ", shape.heads, ", wanted a multiple of kv_heads, ", shape.kv_heads));
+    throw UsageError(
+        message("heads: found ", shape.heads, ", wanted a multiple of kv_heads, ", shape.kv_heads));
   }
   if (pair_type == PairType::kQ8_0 && shape.head_dim % kQ8BlockSize != 0) {
-    throw UsageError(message("pair_type q8_0: found head_dim ", shape.head_dim, ", wanted a multiple of ",
-                             kQ8BlockSize));
+    throw UsageError(message("pair_type q8_0: found head_dim ", shape.head_dim,
+                             ", wanted a multiple of ", kQ8BlockSize));
   }
 }
 
@@ -60,13 +61,16 @@ void validate(const LolaConfig& config, const AttentionShape& shape) {
   check_range("chunk_size", config.chunk_size, 1, kMaxPairs);
   check_range("sparse_size", config.sparse_size, 0, kMaxPairs);
   if (config.window_size % config.chunk_size != 0) {
-    throw UsageError(message("window_size: found ", config.window_size, ", wanted a multiple of chunk_size, ",
-                             config.chunk_size));
+    throw UsageError(message("window_size: found ", config.window_size,
+                             ", wanted a multiple of chunk_size, ", config.chunk_size));
   }
-  if (config.policy == nullptr) throw UsageError("policy: found none set, wanted a row of the policy table");
+  if (config.policy == nullptr)
+    throw UsageError("policy: found none set, wanted a row of the policy table");
 }
 
-int64_t sparse_capacity(const LolaConfig& config) { return config.policy->score != nullptr ? config.sparse_size : 0; }
+int64_t sparse_capacity(const LolaConfig& config) {
+  return config.policy->score != nullptr ? config.sparse_size : 0;
+}
 
 int64_t pair_row_bytes(PairType type, int64_t head_dim) {
   switch (type) {
@@ -84,7 +88,9 @@ const char* name_of(PairType type) { return kPairTypes[static_cast<int>(type)]; 
 const char* name_of(Scope scope) { return kScopes[static_cast<int>(scope)]; }
 const char* name_of(Mixing mixing) { return kMixings[static_cast<int>(mixing)]; }
 
-PairType find_pair_type(std::string_view name) { return find_name<PairType>("pair_type", kPairTypes, name); }
+PairType find_pair_type(std::string_view name) {
+  return find_name<PairType>("pair_type", kPairTypes, name);
+}
 Scope find_scope(std::string_view name) { return find_name<Scope>("scope", kScopes, name); }
 Mixing find_mixing(std::string_view name) { return find_name<Mixing>("mixing", kMixings, name); }
 

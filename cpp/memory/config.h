@@ -8,9 +8,13 @@ namespace lola {
 
 struct CachePolicy;  // policies/policy_table.h
 
-enum class PairType { kF32, kF16, kQ8_0 };         // how keys and values are stored
-enum class Scope { kHead, kGroup };                // who owns a sparse cache: a query head, or a kv head
-enum class Mixing { kLolcats, kGated, kNatural };  // weights of the exact pairs against the linear term
+enum class PairType { kF32, kF16, kQ8_0 };  // how keys and values are stored
+enum class Scope { kHead, kGroup };         // who owns a sparse cache: a query head, or a kv head
+enum class Mixing {
+  kLolcats,
+  kGated,
+  kNatural
+};  // weights of the exact pairs against the linear term
 
 struct AttentionShape {
   int64_t heads = 0;         // H, query heads
@@ -22,7 +26,8 @@ struct AttentionShape {
 };
 
 struct LolaConfig {
-  int64_t window_size = 64;  // eta, a multiple of chunk_size, or any number >= 1 when chunk_size is 1
+  int64_t window_size =
+      64;  // eta, a multiple of chunk_size, or any number >= 1 when chunk_size is 1
   int64_t chunk_size = 64;   // C
   int64_t sparse_size = 64;  // lambda, pairs per owner; 0: no sparse cache
   Scope scope = Scope::kHead;
@@ -36,7 +41,8 @@ struct LolaConfig {
 // Throws UsageError, saying what was found and wanted.
 void validate(const LolaConfig& config, const AttentionShape& shape);
 
-// Heads and sizes of one attention layer, whatever its kind; feature_size is checked by the LoLA layers only.
+// Heads and sizes of one attention layer, whatever its kind; feature_size is checked by the LoLA
+// layers only.
 void validate(const AttentionShape& shape, PairType pair_type);
 
 // lambda as it takes effect: 0 under the policy `none`.
@@ -45,7 +51,8 @@ int64_t sparse_capacity(const LolaConfig& config);
 // Bytes of one stored key or value.
 int64_t pair_row_bytes(PairType type, int64_t head_dim);
 
-// The names that files and the Python interface use; the find functions throw UsageError, listing the names.
+// The names that files and the Python interface use; the find functions throw UsageError, listing
+// the names.
 const char* name_of(PairType type);
 const char* name_of(Scope scope);
 const char* name_of(Mixing mixing);

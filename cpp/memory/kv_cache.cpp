@@ -9,11 +9,14 @@ KvCacheLayout::KvCacheLayout(const AttentionShape& shape, PairType pair_type, in
   validate(shape, pair_type);
   constexpr int64_t kMaxCapacity = int64_t{1} << 32;
   if (capacity < 1 || capacity > kMaxCapacity) {
-    throw UsageError(message("capacity of the kv cache: found ", capacity, ", wanted 1 to ", kMaxCapacity));
+    throw UsageError(
+        message("capacity of the kv cache: found ", capacity, ", wanted 1 to ", kMaxCapacity));
   }
   row_bytes_ = pair_row_bytes(pair_type, shape.head_dim);
-  k_ = list_.add("kv_cache_k", MemorySection::Element::kPair, {shape.kv_heads, capacity, shape.head_dim});
-  v_ = list_.add("kv_cache_v", MemorySection::Element::kPair, {shape.kv_heads, capacity, shape.head_dim});
+  k_ = list_.add("kv_cache_k", MemorySection::Element::kPair,
+                 {shape.kv_heads, capacity, shape.head_dim});
+  v_ = list_.add("kv_cache_v", MemorySection::Element::kPair,
+                 {shape.kv_heads, capacity, shape.head_dim});
 }
 
 }  // namespace lola

@@ -44,7 +44,8 @@ LayerMemoryLayout::LayerMemoryLayout(const AttentionShape& shape, const LolaConf
   hidden_state_ = list_.add("hidden_state", Element::kF32, {shape.heads, shape.feature_size, d});
   hidden_sum_ = list_.add("hidden_sum", Element::kF32, {shape.heads, shape.feature_size});
   if (has_pending_) {
-    pending_state_ = list_.add("pending_state", Element::kF32, {shape.heads, shape.feature_size, d});
+    pending_state_ =
+        list_.add("pending_state", Element::kF32, {shape.heads, shape.feature_size, d});
     pending_sum_ = list_.add("pending_sum", Element::kF32, {shape.heads, shape.feature_size});
   }
 }
@@ -64,7 +65,9 @@ SparseCache LayerMemoryLayout::sparse_cache(uint8_t* memory, int64_t owner) cons
 HiddenState LayerMemoryLayout::hidden_state(uint8_t* memory, int64_t query_head) const {
   const int64_t sum_part = query_head * shape_.feature_size;
   const int64_t state_part = sum_part * shape_.head_dim;
-  const auto floats = [memory](int64_t offset) { return reinterpret_cast<float*>(memory + offset); };
+  const auto floats = [memory](int64_t offset) {
+    return reinterpret_cast<float*>(memory + offset);
+  };
   return {floats(hidden_state_) + state_part, floats(hidden_sum_) + sum_part,
           has_pending_ ? floats(pending_state_) + state_part : nullptr,
           has_pending_ ? floats(pending_sum_) + sum_part : nullptr};

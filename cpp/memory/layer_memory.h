@@ -1,8 +1,9 @@
 // The three memories of one LoLA layer, laid out in one run of bytes that belongs to the session.
 //
-// How many pairs each memory holds follows from the position alone (see counts_at), so only the pairs themselves,
-// their positions and the sums are stored. In every array the part of one kv head is contiguous and independent of
-// the others', so kv heads can be advanced in parallel. All bytes zero is the state before the first token.
+// How many pairs each memory holds follows from the position alone (see counts_at), so only the
+// pairs themselves, their positions and the sums are stored. In every array the part of one kv head
+// is contiguous and independent of the others', so kv heads can be advanced in parallel. All bytes
+// zero is the state before the first token.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@
 
 namespace lola {
 
-// How many pairs sit where after `position` tokens, for each query head: window + cache + absorbed = position. Always.
+// How many pairs sit where after `position` tokens, for each query head: window + cache + absorbed
+// = position. Always.
 struct MemoryCounts {
   int64_t window;
   int64_t cache;
@@ -40,13 +42,15 @@ struct SparseCache {
   float* score;       // [sparse_size], at the last boundary; 0 until pairs had to compete
 };
 
-// Memory 3, of a query head: Hs = sum phi(k) v', s = sum phi(k). What was absorbed since the last flush waits in the
-// pending sums, so that few and large additions reach the long sums: see hidden_state.cpp.
+// Memory 3, of a query head: Hs = sum phi(k) v', s = sum phi(k). What was absorbed since the last
+// flush waits in the pending sums, so that few and large additions reach the long sums: see
+// hidden_state.cpp.
 struct HiddenState {
-  float* state;          // Hs [feature_size, head_dim]
-  float* sum;            // s [feature_size]
-  float* pending_state;  // [feature_size, head_dim], null where boundaries bring kFlushPairs or more
-  float* pending_sum;    // [feature_size], or null
+  float* state;  // Hs [feature_size, head_dim]
+  float* sum;    // s [feature_size]
+  float*
+      pending_state;   // [feature_size, head_dim], null where boundaries bring kFlushPairs or more
+  float* pending_sum;  // [feature_size], or null
 };
 
 constexpr int64_t kFlushPairs = 64;

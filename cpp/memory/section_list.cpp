@@ -24,11 +24,13 @@ int64_t row_bytes(MemorySection::Element element, PairType pair_type, int64_t si
 
 }  // namespace
 
-int64_t SectionList::add(const char* name, MemorySection::Element element, std::vector<int64_t> shape) {
+int64_t SectionList::add(const char* name, MemorySection::Element element,
+                         std::vector<int64_t> shape) {
   int64_t size = row_bytes(element, pair_type_, shape.back());
   for (size_t i = 0; i + 1 < shape.size(); ++i) {
     if (shape[i] > kMaxBytes / size) {
-      throw UsageError(message("memory '", name, "': found more than 2^56 bytes, wanted sizes that can be allocated"));
+      throw UsageError(message(
+          "memory '", name, "': found more than 2^56 bytes, wanted sizes that can be allocated"));
     }
     size *= shape[i];
   }

@@ -1,5 +1,6 @@
-// The table of cache policies. Who stays in the sparse cache: the pairs with the largest scores, among equals the older.
-// To add a policy: one header beside this file with its score, one row here.
+// The table of cache policies. Who stays in the sparse cache: the pairs with the largest scores,
+// among equals the older. To add a policy: one header beside this file with its score, one row
+// here.
 #pragma once
 
 #include <string_view>

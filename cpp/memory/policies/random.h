@@ -1,4 +1,5 @@
-// Keeps a uniform random sample of all pairs that left the window: each has a fixed number, and the largest stay.
+// Keeps a uniform random sample of all pairs that left the window: each has a fixed number, and the
+// largest stay.
 #pragma once
 
 #include "memory/policies/pair_facts.h"

@@ -5,6 +5,8 @@
 
 namespace lola {
 
-LOLA_HOST_DEVICE inline float score_recent(const PairFacts& pair) { return -static_cast<float>(pair.age); }
+LOLA_HOST_DEVICE inline float score_recent(const PairFacts& pair) {
+  return -static_cast<float>(pair.age);
+}
 
 }  // namespace lola

@@ -1,4 +1,5 @@
-// Keeps the pairs that the hidden state recalls worst: the rule of the LoLA paper (arXiv 2505.23666).
+// Keeps the pairs that the hidden state recalls worst: the rule of the LoLA paper (arXiv
+// 2505.23666).
 #pragma once
 
 #include "memory/policies/pair_facts.h"
