@@ -78,6 +78,7 @@ MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
     case Mixing::kLolcats:
       return {gate, config.affine ? 1.0f - gate : 1.0f};
     case Mixing::kGated:
+      if (gate == 0.0f) return {0.0f, 1.0f};  // both weights could underflow otherwise
       return {gate * std::exp(max - safe_max), (1.0f - gate) * std::exp(-safe_max)};
     case Mixing::kNatural:
       break;
@@ -88,12 +89,7 @@ MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
 // y = (exact sum + linear sum) / (their weights' sum).
 void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum,
                const float* linear_y, int64_t head_dim, float* out) {
-  float sum = weights.exact * exact_sum + weights.linear * linear_sum;
-  if (sum == 0.0f) {  // both underflow, with a gate of 0 and a huge logit: the exact pairs outweigh
-                      // the rest then
-    weights = {1.0f, 0.0f};
-    sum = exact_sum;
-  }
+  const float sum = weights.exact * exact_sum + weights.linear * linear_sum;
   const float exact = weights.exact / sum;
   const float linear = weights.linear / sum;
   for (int64_t i = 0; i < head_dim; ++i) out[i] = exact * exact_y[i] + linear * linear_y[i];

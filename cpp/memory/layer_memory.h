@@ -44,13 +44,12 @@ struct SparseCache {
 
 // Memory 3, of a query head: Hs = sum phi(k) v', s = sum phi(k). What was absorbed since the last
 // flush waits in the pending sums, so that few and large additions reach the long sums: see
-// hidden_state.cpp.
+// hidden_state.cpp. Where boundaries bring kFlushPairs or more, there are none (null).
 struct HiddenState {
-  float* state;  // Hs [feature_size, head_dim]
-  float* sum;    // s [feature_size]
-  float*
-      pending_state;   // [feature_size, head_dim], null where boundaries bring kFlushPairs or more
-  float* pending_sum;  // [feature_size], or null
+  float* state;          // Hs [feature_size, head_dim]
+  float* sum;            // s [feature_size]
+  float* pending_state;  // [feature_size, head_dim], or null
+  float* pending_sum;    // [feature_size], or null
 };
 
 constexpr int64_t kFlushPairs = 64;

@@ -110,7 +110,7 @@ class Layer:
         self.position = 0
         size = self.phi(weights.key_map[0], np.zeros(head_dim)).size
         self.memories = [HeadMemory(np.zeros((size, head_dim)), np.zeros(size)) for _ in range(heads)]
-        # How close any choice between two pairs was, relative to their scores: float32 may decide closer ones otherwise.
+        # How close the closest choice between two pairs was, relative to their scores: float32 may decide it otherwise.
         self.smallest_margin = np.inf
 
     def advance(self, q: Array, k: Array, v: Array) -> Array:
@@ -183,9 +183,8 @@ class Layer:
         scores = [max(s[i] for s in per_head) for i in range(len(eligible))]
         order = sorted(range(len(eligible)), key=lambda i: (-scores[i], eligible[i].position))
         self.note_margin(scores[order[self.sparse_size - 1]], scores[order[self.sparse_size]])
-        return [
-            Pair(eligible[i].position, eligible[i].k, eligible[i].v, scores[i]) for i in sorted(order[: self.sparse_size])
-        ]
+        kept = sorted(order[: self.sparse_size])
+        return [Pair(eligible[i].position, eligible[i].k, eligible[i].v, scores[i]) for i in kept]
 
     def note_margin(self, last_in: float, first_out: float) -> None:
         if self.config.policy in ("self_recall", "weighted_recall", "self_recall_after"):
@@ -195,9 +194,9 @@ class Layer:
     def scores(self, head: int, eligible: list[Pair]) -> list[float]:
         policy = self.config.policy
         if policy == "first":
-            return [-float(pair.position) for pair in eligible]
+            return [0.0 for _ in eligible]
         if policy == "recent":
-            return [float(pair.position) for pair in eligible]
+            return [-float(self.position + 1 - pair.position) for pair in eligible]
         if policy == "random":
             return [random_score(self.config.seed, head, pair.position) for pair in eligible]
         errors = self.recall_errors(head, eligible)
