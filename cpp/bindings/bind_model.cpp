@@ -1,7 +1,211 @@
+// Model and Session as Python sees them. Every long call releases the GIL and lets Ctrl-C through
+// between passes.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
 #include "bindings/bindings.h"
+#include "memory/policies/policy_table.h"
+#include "models/batch.h"
+#include "models/model.h"
+#include "models/session.h"
+#include "models/state_file.h"
+#include "sampling/sampler.h"
+
+namespace py = pybind11;
 
 namespace lola {
+namespace {
 
-void bind_model(pybind11::module_&) {}
+using Tokens = py::array_t<int32_t, py::array::c_style>;
+
+// Python only hands out shared, immutable models; pybind11's holders want a non-const type.
+using ModelHandle = std::shared_ptr<Model>;
+
+ModelHandle handle(std::shared_ptr<const Model> model) {
+  return std::const_pointer_cast<Model>(std::move(model));
+}
+
+SessionConfig session_config(const Model& model, const py::dict& options) {
+  SessionConfig config{model.attention().defaults, model.hyperparameters().training_context};
+  for (const auto& [key, value] : options) {
+    const std::string name = py::cast<std::string>(key);
+    if (name == "window_size") {
+      config.lola.window_size = py::cast<int64_t>(value);
+    } else if (name == "chunk_size") {
+      config.lola.chunk_size = py::cast<int64_t>(value);
+    } else if (name == "sparse_size") {
+      config.lola.sparse_size = py::cast<int64_t>(value);
+    } else if (name == "sparse_scope") {
+      config.lola.scope = find_scope(py::cast<std::string>(value));
+    } else if (name == "policy") {
+      config.lola.policy = &find_policy(py::cast<std::string>(value));
+    } else if (name == "mixing") {
+      config.lola.mixing = find_mixing(py::cast<std::string>(value));
+    } else if (name == "pair_type") {
+      config.lola.pair_type = find_pair_type(py::cast<std::string>(value));
+    } else if (name == "policy_seed") {
+      config.lola.seed = py::cast<uint64_t>(value);
+    } else if (name == "context_length") {
+      config.context_length = py::cast<int64_t>(value);
+    } else {
+      throw py::type_error("session: unexpected keyword argument '" + name + "'");
+    }
+  }
+  return config;
+}
+
+py::dict config_dict(const SessionConfig& config) {
+  py::dict result;
+  result["window_size"] = config.lola.window_size;
+  result["chunk_size"] = config.lola.chunk_size;
+  result["sparse_size"] = config.lola.sparse_size;
+  result["sparse_scope"] = name_of(config.lola.scope);
+  result["policy"] = config.lola.policy->name;
+  result["mixing"] = name_of(config.lola.mixing);
+  result["pair_type"] = name_of(config.lola.pair_type);
+  result["policy_seed"] = config.lola.seed;
+  result["context_length"] = config.context_length;
+  return result;
+}
+
+py::dict model_info(const Model& model) {
+  const Hyperparameters& h = model.hyperparameters();
+  int64_t softmax_layers = 0;
+  for (const AttentionLayer& layer : model.attention().layers) softmax_layers += !layer.lola;
+  py::dict result;
+  result["name"] = h.name;
+  result["architecture"] = h.architecture->name;
+  result["layers"] = h.layers;
+  result["softmax_layers"] = softmax_layers;
+  result["dim"] = h.dim;
+  result["ffn_dim"] = h.ffn_dim;
+  result["heads"] = h.heads;
+  result["kv_heads"] = h.kv_heads;
+  result["head_dim"] = h.head_dim;
+  result["vocabulary"] = h.vocabulary;
+  result["training_context"] = h.training_context;
+  result["weight_bytes"] = model.weight_bytes();
+  result["has_lola"] = model.attention().has_lola;
+  result["fingerprint"] = model.fingerprint();
+  result["backend"] = model.backend().describe();
+  return result;
+}
+
+Progress python_progress(const py::object& callback) {
+  return [callback](int64_t done) {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!callback.is_none()) callback(done);
+  };
+}
+
+std::vector<int32_t> to_vector(const Tokens& tokens) {
+  if (tokens.ndim() != 1) throw UsageError("tokens: wanted a list or an array of one dimension");
+  return {tokens.data(), tokens.data() + tokens.size()};
+}
+
+void advance_sessions(const std::vector<std::pair<Session*, Tokens>>& items,
+                      const py::object& callback) {
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<Advance> advances;
+  for (const auto& [session, ids] : items) tokens.push_back(to_vector(ids));
+  for (size_t i = 0; i < items.size(); ++i)
+    advances.push_back({items[i].first, tokens[i], nullptr});
+  const Progress progress = python_progress(callback);
+  py::gil_scoped_release release;
+  advance_batch(advances, progress);
+}
+
+py::array_t<float> score_tokens(Session& session, const Tokens& ids, const py::object& callback) {
+  const std::vector<int32_t> tokens = to_vector(ids);
+  py::array_t<float> logprobs(static_cast<py::ssize_t>(tokens.size()));
+  const Advance item{&session, tokens, logprobs.mutable_data()};
+  const Progress progress = python_progress(callback);
+  py::gil_scoped_release release;
+  advance_batch({&item, 1}, progress);
+  return logprobs;
+}
+
+std::pair<std::unique_ptr<Session>, py::bytes> load_session(const ModelHandle& model,
+                                                            const std::string& path) {
+  StateFile::Loaded loaded;
+  {
+    py::gil_scoped_release release;
+    loaded = StateFile::load(model, path);
+  }
+  return {std::move(loaded.session),
+          py::bytes(reinterpret_cast<const char*>(loaded.extra.data()), loaded.extra.size())};
+}
+
+void save_session(const Session& session, const std::string& path, const std::string& extra) {
+  py::gil_scoped_release release;
+  StateFile::save(session, path, {reinterpret_cast<const uint8_t*>(extra.data()), extra.size()});
+}
+
+SampledToken sample_token(const Session& session, Sampler& sampler, int top_logprobs) {
+  py::gil_scoped_release release;
+  const auto lock = session.use();
+  if (session.logits().empty()) {
+    throw UsageError("session: there is nothing to sample from before its first token");
+  }
+  return sampler.sample(session.logits(), top_logprobs);
+}
+
+py::array_t<float> logits_array(const Session& session) {
+  const auto lock = session.use();
+  return py::array_t<float>(static_cast<py::ssize_t>(session.logits().size()),
+                            session.logits().data());
+}
+
+void bind_session(py::module_& module) {
+  py::class_<Session>(module, "Session")
+      .def(py::init([](const ModelHandle& model, const py::dict& options) {
+             return std::make_unique<Session>(model, session_config(*model, options));
+           }),
+           py::arg("model"), py::arg("options"))
+      .def_property_readonly("position", &Session::position)
+      .def_property_readonly("memory_bytes", [](const Session& s) { return s.layout().bytes(); })
+      .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
+      .def_property_readonly("logits", &logits_array)
+      .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
+      .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
+      .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"))
+      .def("save", &save_session, py::arg("path"), py::arg("extra"));
+}
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+  py::class_<Model, ModelHandle>(module, "Model")
+      .def(py::init([](const std::string& path, const std::string& adapter,
+                       const std::string& device, int threads) {
+             py::gil_scoped_release release;
+             return handle(Model::load(path, {adapter, device, threads}));
+           }),
+           py::arg("path"), py::arg("adapter"), py::arg("device"), py::arg("threads"))
+      .def_property_readonly("info", &model_info)
+      .def_property_readonly(
+          "file", [](const Model& m) { return std::const_pointer_cast<GgufFile>(m.file()); })
+      .def_property_readonly(
+          "defaults",
+          [](const Model& m) {
+            return config_dict({m.attention().defaults, m.hyperparameters().training_context});
+          })
+      .def(
+          "session_bytes",
+          [](const Model& m, const py::dict& options) {
+            return SessionLayout(m, session_config(m, options)).bytes();
+          },
+          py::arg("options"))
+      .def("load_session", &load_session, py::arg("path"));
+  bind_session(module);
+  module.def("advance", &advance_sessions, py::arg("items"), py::arg("progress"));
+}
 
 }  // namespace lola

@@ -1,0 +1,107 @@
+// The narrow interface between the engine and what it computes on.
+//
+// A Backend holds weights and memory; it is shared by all threads. An Executor runs operations, one
+// caller at a time (on a GPU it is a stream). Every pointer an Executor takes is memory of its
+// backend; activations are float32 and row-major.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/buffer.h"
+#include "kernels/matmul.h"
+#include "lola/advance.h"
+#include "memory/kv_cache.h"
+#include "memory/layer_memory.h"
+
+namespace lola {
+
+enum class RopeLayout {
+  kInterleaved,  // pairs (2i, 2i + 1): architecture llama
+  kHalf,         // pairs (i, i + d/2): qwen2, qwen3
+};
+
+// The tokens of one session in a pass: rows [row, row + tokens) of the activations, at absolute
+// positions from `position`.
+struct LolaTask {
+  const LolaConfig* config;
+  const LayerMemoryLayout* layout;
+  uint8_t* memory;
+  int64_t position;
+  int64_t row;
+  int64_t tokens;
+};
+
+struct SoftmaxTask {
+  const KvCacheLayout* layout;
+  uint8_t* memory;
+  int64_t position;
+  int64_t row;
+  int64_t tokens;
+};
+
+// q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim], out like q; all after RoPE.
+struct AttentionRows {
+  const float* q;
+  const float* k;
+  const float* v;
+  float* out;
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  virtual void upload(void* to, const void* from_host, int64_t bytes) = 0;
+  virtual void download(void* to_host, const void* from, int64_t bytes) = 0;
+  virtual void copy(void* to, const void* from, int64_t bytes) = 0;
+
+  // out [tokens, table.cols]; tokens is host memory.
+  virtual void embed(const WeightMatrix& table, std::span<const int32_t> tokens, float* out) = 0;
+  // out [rows, dim] = x / rms(x) * weight [dim]
+  virtual void rms_norm(const float* x, int64_t rows, int64_t dim, const float* weight, float eps,
+                        float* out) = 0;
+  // x [tokens, cols]; jobs share it.
+  virtual void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) = 0;
+  // x [rows, heads * head_dim] in place; cosine and sine [rows, pairs] rotate the first 2 * pairs
+  // values of every head.
+  virtual void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
+                    const float* sine, int64_t pairs, RopeLayout layout) = 0;
+  // gate = silu(gate) * up
+  virtual void silu_gate(float* gate, const float* up, int64_t count) = 0;
+  // x += y
+  virtual void add(float* x, const float* y, int64_t count) = 0;
+
+  // Attention of one layer for every task, which also moves its pairs through the memories.
+  virtual void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
+                              const AttentionRows& rows) = 0;
+  virtual void softmax_attention(const AttentionShape& shape, std::span<const SoftmaxTask> tasks,
+                                 const AttentionRows& rows) = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"
+
+  // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
+  virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
+
+  // The weight in this backend's memory. The file's mapping must outlive it.
+  virtual WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
+                            int64_t cols) = 0;
+
+  virtual std::unique_ptr<Executor> make_executor() = 0;
+};
+
+struct BackendOptions {
+  int threads = 0;  // 0: physical cores
+};
+
+// One row per device name; UnsupportedError lists the names.
+std::shared_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options);
+
+}  // namespace lola

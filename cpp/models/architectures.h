@@ -1,0 +1,26 @@
+// The table of architectures: how each differs from the one decoder they all are.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "backend/backend.h"
+
+namespace lola {
+
+struct Architecture {
+  const char* name;  // value of general.architecture, and prefix of its keys
+  RopeLayout rope_layout;
+  bool qkv_bias;  // q, k and v have biases
+  bool qk_norm;   // q and k heads are RMS-normed before RoPE
+};
+
+std::span<const Architecture> architectures();
+
+// "lola-llama" (the one-file form) is found as "llama". UnsupportedError lists the names.
+const Architecture& find_architecture(std::string_view name);
+
+// Prefix of the one-file form's architecture name.
+inline constexpr std::string_view kOneFilePrefix = "lola-";
+
+}  // namespace lola

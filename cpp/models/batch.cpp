@@ -1,0 +1,84 @@
+#include "models/batch.h"
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "base/error.h"
+#include "models/pass.h"
+
+namespace lola {
+namespace {
+
+void check(const Advance& advance, const Model& model) {
+  const Session& session = *advance.session;
+  if (session.model().get() != &model) {
+    throw UsageError("batch: all sessions must be of the same model");
+  }
+  const int64_t vocabulary = model.hyperparameters().vocabulary;
+  for (size_t i = 0; i < advance.tokens.size(); ++i) {
+    if (advance.tokens[i] < 0 || advance.tokens[i] >= vocabulary) {
+      throw UsageError(
+          message("token ", i, ": found id ", advance.tokens[i], ", wanted 0 to ", vocabulary - 1));
+    }
+  }
+  const int64_t capacity = session.config().context_length;
+  const int64_t end = session.position() + static_cast<int64_t>(advance.tokens.size());
+  if (session.layout().has_kv() && end > capacity) {
+    throw UsageError(message(
+        "session is full: ", session.position(), " tokens seen and ", advance.tokens.size(),
+        " more, but the KV cache of its softmax layers ", "holds context_length = ", capacity));
+  }
+}
+
+// The next pass: every session that has tokens left gets a fair share of the rows.
+std::vector<Segment> next_pass(std::span<const Advance> advances, std::vector<size_t>& done) {
+  std::vector<size_t> open;
+  for (size_t i = 0; i < advances.size(); ++i) {
+    if (done[i] < advances[i].tokens.size()) open.push_back(i);
+  }
+  // Shortest first, so that what one does not need goes to the longer ones.
+  const auto left = [&](size_t i) { return advances[i].tokens.size() - done[i]; };
+  std::stable_sort(open.begin(), open.end(), [&](size_t a, size_t b) { return left(a) < left(b); });
+  std::vector<Segment> segments;
+  size_t rows = static_cast<size_t>(kPassTokens);
+  for (size_t n = 0; n < open.size() && rows > 0; ++n) {
+    const size_t i = open[n];
+    const size_t share = std::max<size_t>(1, rows / (open.size() - n));
+    const size_t count = std::min(left(i), share);
+    float* logprobs = advances[i].logprobs == nullptr ? nullptr : advances[i].logprobs + done[i];
+    const bool last = done[i] + count == advances[i].tokens.size();
+    segments.push_back({advances[i].session, advances[i].tokens.subspan(done[i], count),
+                        last && logprobs == nullptr, logprobs});
+    done[i] += count;
+    rows -= count;
+  }
+  return segments;
+}
+
+}  // namespace
+
+void advance_batch(std::span<const Advance> advances, const Progress& progress) {
+  if (advances.empty()) return;
+  const Model& model = *advances.front().session->model();
+  std::set<const Session*> seen;
+  std::vector<std::unique_lock<std::mutex>> locks;
+  for (const Advance& advance : advances) {
+    if (!seen.insert(advance.session).second) {
+      throw UsageError("batch: a session stands in it twice");
+    }
+    locks.push_back(advance.session->use());
+    check(advance, model);
+  }
+  const Model::WorkspaceHandle workspace = model.borrow_workspace();
+  std::vector<size_t> done(advances.size(), 0);
+  int64_t total = 0;
+  for (auto segments = next_pass(advances, done); !segments.empty();
+       segments = next_pass(advances, done)) {
+    Pass(model, *workspace, segments).run();
+    for (const Segment& segment : segments) total += static_cast<int64_t>(segment.tokens.size());
+    if (progress) progress(total);
+  }
+}
+
+}  // namespace lola

@@ -1,0 +1,31 @@
+// Advances sessions over tokens: the one way in for a prompt, a generated token, and a batch of
+// either.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "models/session.h"
+
+namespace lola {
+
+struct Advance {
+  Session* session;
+  std::span<const int32_t> tokens;
+  float* logprobs = nullptr;  // [tokens] or null: log-probability of each token given all before it
+};
+
+// Called between passes with the tokens done so far, all sessions together; what it throws ends the
+// call, and the sessions stay where the finished passes left them.
+using Progress = std::function<void(int64_t done)>;
+
+// The most tokens that one pass takes through the weights, and so the longest wait of a
+// cancellation.
+inline constexpr int64_t kPassTokens = 512;
+
+// All sessions are of one model, and none stands twice. Afterwards each holds the logits of its
+// last token.
+void advance_batch(std::span<const Advance> advances, const Progress& progress);
+
+}  // namespace lola

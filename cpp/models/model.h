@@ -1,0 +1,68 @@
+// A loaded model: immutable, and shared by all the sessions and threads that use it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf_reader.h"
+#include "models/adapter.h"
+#include "models/hyperparameters.h"
+#include "models/rope.h"
+#include "models/weights.h"
+
+namespace lola {
+
+struct ModelOptions {
+  std::string adapter_path;  // empty: none beside the file
+  std::string device = "cpu";
+  int threads = 0;  // 0: physical cores
+};
+
+class Workspace;
+
+class Model {
+ public:
+  // Errors of the GGUF reader, and FormatError or UnsupportedError where the model is not one that
+  // can run.
+  static std::shared_ptr<const Model> load(const std::string& path, const ModelOptions& options);
+  ~Model();
+
+  const Hyperparameters& hyperparameters() const { return hyperparameters_; }
+  const Weights& weights() const { return weights_; }
+  const Attention& attention() const { return attention_; }
+  const Rope& rope() const { return rope_; }
+  Backend& backend() const { return *backend_; }
+  const std::shared_ptr<const GgufFile>& file() const { return file_; }
+  int64_t weight_bytes() const;  // of the files
+
+  // Identifies model and adapter by their metadata and samples of every tensor: 32 hexadecimal
+  // digits.
+  const std::string& fingerprint() const { return fingerprint_; }
+
+  // Activations and scratch of one pass, reused. Returned when the handle goes.
+  using WorkspaceHandle = std::unique_ptr<Workspace, std::function<void(Workspace*)>>;
+  WorkspaceHandle borrow_workspace() const;
+
+ private:
+  Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFile> adapter,
+        const ModelOptions& options);
+
+  std::shared_ptr<const GgufFile> file_;
+  std::shared_ptr<const GgufFile> adapter_;  // null for plain and one-file models
+  std::shared_ptr<Backend> backend_;
+  Hyperparameters hyperparameters_;
+  Rope rope_;
+  Weights weights_;
+  Attention attention_;
+  std::string fingerprint_;
+
+  mutable std::mutex workspace_mutex_;
+  mutable std::vector<std::unique_ptr<Workspace>> idle_workspaces_;
+};
+
+}  // namespace lola

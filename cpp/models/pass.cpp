@@ -1,0 +1,205 @@
+#include "models/pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+namespace lola {
+namespace {
+
+constexpr int64_t kScoreRows = 32;  // rows of logits held at once while scoring
+
+// log softmax(logits)[target]
+float log_probability(std::span<const float> logits, int32_t target) {
+  const float peak = *std::max_element(logits.begin(), logits.end());
+  double sum = 0.0;
+  for (float logit : logits) sum += std::exp(static_cast<double>(logit) - peak);
+  return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(target)]) - peak -
+                            std::log(sum));
+}
+
+}  // namespace
+
+Pass::Pass(const Model& model, Workspace& workspace, std::span<const Segment> segments)
+    : model_(model),
+      h_(model.hyperparameters()),
+      w_(workspace),
+      executor_(workspace.executor()),
+      segments_(segments) {
+  int64_t logit_rows = 0;
+  bool scores = false;
+  for (const Segment& segment : segments_) {
+    rows_ += static_cast<int64_t>(segment.tokens.size());
+    logit_rows += segment.keep_logits ? 1 : 0;
+    scores = scores || segment.logprobs != nullptr;
+  }
+  w_.reserve(rows_, std::max(logit_rows, scores ? kScoreRows : 0));
+}
+
+void Pass::run() {
+  embed();
+  for (int64_t layer = 0; layer < h_.layers; ++layer) {
+    attention(layer);
+    feed_forward(layer);
+  }
+  keep_logits();
+  for (const Segment& segment : segments_) {
+    segment.session->position_ += static_cast<int64_t>(segment.tokens.size());
+  }
+}
+
+void Pass::embed() {
+  std::vector<int32_t> tokens;
+  const int64_t pairs = model_.rope().pairs();
+  std::vector<float> cosine(static_cast<size_t>(rows_ * pairs));
+  std::vector<float> sine(cosine.size());
+  for (const Segment& segment : segments_) {
+    int64_t position = segment.session->position();
+    for (int32_t token : segment.tokens) {
+      const int64_t at = static_cast<int64_t>(tokens.size()) * pairs;
+      model_.rope().angles(position++, cosine.data() + at, sine.data() + at);
+      tokens.push_back(token);
+    }
+  }
+  const int64_t bytes = static_cast<int64_t>(cosine.size() * sizeof(float));
+  executor_.upload(w_.cosine, cosine.data(), bytes);
+  executor_.upload(w_.sine, sine.data(), bytes);
+  executor_.embed(model_.weights().token_embedding, tokens, w_.x);
+}
+
+void Pass::attention(int64_t index) {
+  const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
+  const RopeLayout layout = h_.architecture->rope_layout;
+  const int64_t pairs = model_.rope().pairs();
+  const auto norm = layer.attention_norm.as<const float>();
+
+  executor_.rms_norm(w_.x, rows_, h_.dim, norm, h_.norm_eps, w_.normed);
+  linear(w_.normed, {{&layer.q, w_.q}, {&layer.k, w_.k}, {&layer.v, w_.v}});
+  norm_heads(w_.q, h_.heads, layer.q_norm);
+  norm_heads(w_.k, h_.kv_heads, layer.k_norm);
+  executor_.rope(w_.q, rows_, h_.heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
+  executor_.rope(w_.k, rows_, h_.kv_heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
+  attend(index);
+  linear(w_.attended, {{&layer.output, w_.projected}});
+  executor_.add(w_.x, w_.projected, rows_ * h_.dim);
+}
+
+void Pass::attend(int64_t layer) {
+  const AttentionRows rows{w_.q, w_.k, w_.v, w_.attended};
+  const AttentionLayer& attention = model_.attention().layers[static_cast<size_t>(layer)];
+  std::vector<LolaTask> lola;
+  std::vector<SoftmaxTask> softmax;
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    Session& session = *segment.session;
+    const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
+    uint8_t* memory = session.memory_.as<uint8_t>() + session.layout_.offset(layer);
+    if (attention.lola) {
+      lola.push_back(
+          {&session.config_.lola, &session.layout_.lola(), memory, session.position_, row, tokens});
+    } else {
+      softmax.push_back({&session.layout_.kv(), memory, session.position_, row, tokens});
+    }
+    row += tokens;
+  }
+  if (attention.lola) {
+    executor_.lola_attention(*attention.lola, lola, rows);
+  } else {
+    executor_.softmax_attention({h_.heads, h_.kv_heads, h_.head_dim, 0}, softmax, rows);
+  }
+}
+
+void Pass::feed_forward(int64_t index) {
+  const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
+  executor_.rms_norm(w_.x, rows_, h_.dim, layer.ffn_norm.as<const float>(), h_.norm_eps, w_.normed);
+  linear(w_.normed, {{&layer.gate, w_.gate}, {&layer.up, w_.up}});
+  executor_.silu_gate(w_.gate, w_.up, rows_ * h_.ffn_dim);
+  linear(w_.gate, {{&layer.down, w_.projected}});
+  executor_.add(w_.x, w_.projected, rows_ * h_.dim);
+}
+
+// out = x W' + bias for weights that share x, then the adapter's low-rank part.
+void Pass::linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs) {
+  std::vector<MatmulJob> jobs;
+  for (const auto& [linear, out] : outputs) {
+    jobs.push_back(
+        {&linear->weight, linear->bias.as<const float>(), out, linear->weight.rows, false});
+  }
+  executor_.matmul(x, rows_, jobs);
+  for (const auto& [linear, out] : outputs) {
+    if (linear->lora_a.rows == 0) continue;
+    const MatmulJob down{&linear->lora_a, nullptr, w_.lora, linear->lora_a.rows, false};
+    const MatmulJob up{&linear->lora_b, nullptr, out, linear->weight.rows, true};
+    executor_.matmul(x, rows_, {&down, 1});
+    executor_.matmul(w_.lora, rows_, {&up, 1});
+  }
+}
+
+// Each head of each row is a row of head_dim values.
+void Pass::norm_heads(float* x, int64_t heads, const Buffer& weight) {
+  if (weight.bytes() == 0) return;
+  executor_.rms_norm(x, rows_ * heads, h_.head_dim, weight.as<const float>(), h_.norm_eps, x);
+}
+
+// logits [rows, vocabulary] of `rows` rows of x from `row` on, in the workspace.
+const float* Pass::output_rows(int64_t row, int64_t rows) {
+  const MatmulJob job{&model_.weights().output, nullptr, w_.logits, h_.vocabulary, false};
+  executor_.rms_norm(w_.x + row * h_.dim, rows, h_.dim,
+                     model_.weights().output_norm.as<const float>(), h_.norm_eps, w_.normed);
+  executor_.matmul(w_.normed, rows, {&job, 1});
+  return w_.logits;
+}
+
+void Pass::keep_logits() {
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    if (segment.logprobs != nullptr) score(segment, row);
+    row += static_cast<int64_t>(segment.tokens.size());
+  }
+  std::vector<Session*> kept;
+  row = 0;
+  for (const Segment& segment : segments_) {
+    row += static_cast<int64_t>(segment.tokens.size());
+    if (!segment.keep_logits) continue;
+    // Rows only move towards the front, so no row is overwritten before it is read.
+    executor_.copy(w_.x + static_cast<int64_t>(kept.size()) * h_.dim, w_.x + (row - 1) * h_.dim,
+                   h_.dim * static_cast<int64_t>(sizeof(float)));
+    kept.push_back(segment.session);
+  }
+  if (kept.empty()) return;
+  const float* logits = output_rows(0, static_cast<int64_t>(kept.size()));
+  const int64_t bytes = h_.vocabulary * static_cast<int64_t>(sizeof(float));
+  for (Session* session : kept) {
+    session->logits_.resize(static_cast<size_t>(h_.vocabulary));
+    executor_.download(session->logits_.data(), logits, bytes);
+    logits += h_.vocabulary;
+  }
+}
+
+// Row i predicts token i + 1; the first token is predicted by the logits kept from before.
+void Pass::score(const Segment& segment, int64_t first_row) {
+  const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
+  std::vector<float>& before = segment.session->logits_;
+  segment.logprobs[0] = before.empty() ? std::numeric_limits<float>::quiet_NaN()
+                                       : log_probability(before, segment.tokens[0]);
+  std::vector<float> host(static_cast<size_t>(kScoreRows * h_.vocabulary));
+  for (int64_t begin = 0; begin < tokens; begin += kScoreRows) {
+    const int64_t rows = std::min(kScoreRows, tokens - begin);
+    const float* logits = output_rows(first_row + begin, rows);
+    executor_.download(host.data(), logits,
+                       rows * h_.vocabulary * static_cast<int64_t>(sizeof(float)));
+    for (int64_t i = 0; i < rows; ++i) {
+      const std::span<const float> row(host.data() + i * h_.vocabulary,
+                                       static_cast<size_t>(h_.vocabulary));
+      if (begin + i + 1 < tokens) {
+        segment.logprobs[begin + i + 1] =
+            log_probability(row, segment.tokens[static_cast<size_t>(begin + i + 1)]);
+      } else {
+        before.assign(row.begin(), row.end());
+      }
+    }
+  }
+}
+
+}  // namespace lola

@@ -1,0 +1,48 @@
+// One pass over the weights: the decoder's block diagram, top to bottom.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "models/session.h"
+#include "models/workspace.h"
+
+namespace lola {
+
+// The tokens of one session in a pass.
+struct Segment {
+  Session* session;
+  std::span<const int32_t> tokens;
+  bool keep_logits;  // store the last row's logits in the session
+  float* logprobs;   // [tokens] or null: of tokens[i] given all before it
+};
+
+class Pass {
+ public:
+  Pass(const Model& model, Workspace& workspace, std::span<const Segment> segments);
+
+  void run();
+
+ private:
+  void embed();
+  void attention(int64_t layer);
+  void feed_forward(int64_t layer);
+  void keep_logits();
+  void score(const Segment& segment, int64_t row);
+  void linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs);
+  void norm_heads(float* x, int64_t heads, const Buffer& weight);
+  void attend(int64_t layer);
+  const float* output_rows(int64_t row, int64_t rows);
+
+  const Model& model_;
+  const Hyperparameters& h_;
+  Workspace& w_;
+  Executor& executor_;
+  std::span<const Segment> segments_;
+  int64_t rows_ = 0;
+};
+
+}  // namespace lola

@@ -1,0 +1,65 @@
+#include "models/workspace.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "models/model.h"
+
+namespace lola {
+namespace {
+
+int64_t largest_rank(const Weights& weights) {
+  int64_t rank = 0;
+  for (const DecoderLayer& layer : weights.layers) {
+    for (const Linear* linear :
+         {&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up, &layer.down}) {
+      rank = std::max(rank, linear->lora_a.rows);
+    }
+  }
+  return rank;
+}
+
+}  // namespace
+
+Workspace::Workspace(const Model& model)
+    : model_(model), executor_(model.backend().make_executor()) {}
+
+void Workspace::reserve(int64_t rows, int64_t logit_rows) {
+  const Hyperparameters& h = model_.hyperparameters();
+  if (rows > rows_) {
+    const int64_t q_dim = h.heads * h.head_dim;
+    const int64_t kv_dim = h.kv_heads * h.head_dim;
+    const std::pair<float**, int64_t> arrays[] = {{&x, h.dim},
+                                                  {&normed, h.dim},
+                                                  {&projected, h.dim},
+                                                  {&q, q_dim},
+                                                  {&k, kv_dim},
+                                                  {&v, kv_dim},
+                                                  {&attended, q_dim},
+                                                  {&gate, h.ffn_dim},
+                                                  {&up, h.ffn_dim},
+                                                  {&lora, largest_rank(model_.weights())},
+                                                  {&cosine, model_.rope().pairs()},
+                                                  {&sine, model_.rope().pairs()}};
+    int64_t width = 0;
+    for (const auto& [array, columns] : arrays) width += columns;
+    const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(float));
+    activations_ = Buffer();
+    activations_ = model_.backend().allocate(bytes, "activations of a pass");
+    float* next = activations_.as<float>();
+    for (const auto& [array, columns] : arrays) {
+      *array = next;
+      next += rows * columns;
+    }
+    rows_ = rows;
+  }
+  if (logit_rows > logit_rows_) {
+    const int64_t bytes = logit_rows * h.vocabulary * static_cast<int64_t>(sizeof(float));
+    logits_ = Buffer();
+    logits_ = model_.backend().allocate(bytes, "logits");
+    logits = logits_.as<float>();
+    logit_rows_ = logit_rows;
+  }
+}
+
+}  // namespace lola

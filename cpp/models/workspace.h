@@ -1,0 +1,48 @@
+// The activations of one pass and the executor that computes them. Every array is [rows, width],
+// float32.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "models/hyperparameters.h"
+
+namespace lola {
+
+class Model;
+
+class Workspace {
+ public:
+  explicit Workspace(const Model& model);
+
+  // Makes room for a pass of `rows` tokens, `logit_rows` of which go through the output matrix.
+  void reserve(int64_t rows, int64_t logit_rows);
+
+  Executor& executor() { return *executor_; }
+
+  float* x = nullptr;          // [rows, dim] residual stream
+  float* normed = nullptr;     // [rows, dim]
+  float* projected = nullptr;  // [rows, dim] what attention or feed-forward adds to x
+  float* q = nullptr;          // [rows, heads * head_dim]
+  float* k = nullptr;          // [rows, kv_heads * head_dim]
+  float* v = nullptr;          // [rows, kv_heads * head_dim]
+  float* attended = nullptr;   // [rows, heads * head_dim]
+  float* gate = nullptr;       // [rows, ffn_dim]
+  float* up = nullptr;         // [rows, ffn_dim]
+  float* lora = nullptr;       // [rows, largest rank]
+  float* cosine = nullptr;     // [rows, rotated pairs]
+  float* sine = nullptr;       // [rows, rotated pairs]
+  float* logits = nullptr;     // [logit_rows, vocabulary]
+
+ private:
+  const Model& model_;
+  std::unique_ptr<Executor> executor_;
+  Buffer activations_;
+  Buffer logits_;
+  int64_t rows_ = 0;
+  int64_t logit_rows_ = 0;
+};
+
+}  // namespace lola

@@ -1,0 +1,119 @@
+"""A loaded model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from . import _core
+from .session import Session
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import SessionOptions
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a model is. Sizes are counts, weight_bytes is in bytes."""
+
+    name: str
+    architecture: str
+    layers: int
+    softmax_layers: int
+    dim: int
+    ffn_dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    training_context: int
+    weight_bytes: int
+    has_lola: bool
+    fingerprint: str
+    backend: str
+
+
+class Model:
+    """A GGUF file, with or without a LoLA adapter. Immutable; any number of threads and sessions may share it.
+
+    path     a GGUF file (of a split file: any part), plain or of the one-file form `lola-<architecture>`
+    adapter  a LoLA adapter for it; None runs the file with the attention it has
+    threads  None: the physical cores
+    device   "cpu"
+
+    Raises FormatError for a damaged file or an adapter of another model, UnsupportedError for an architecture, tensor type
+    or tokenizer that is not implemented, FileNotFoundError.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        adapter: PathLike | None = None,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        for file in (path, adapter):
+            if file is not None and not os.path.isfile(file):
+                raise FileNotFoundError(f"no such file: {os.fspath(file)}")
+        if threads is not None and threads < 1:
+            raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
+        self.path = os.fspath(path)
+        self._core = _core.Model(
+            self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0
+        )
+
+    @classmethod
+    def default(cls, *, threads: int | None = None, device: str = "cpu") -> Model:
+        """The small model that ships with the package, with its LoLA adapter."""
+        folder = resources.files(__package__).joinpath("models")
+        base, adapter = str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
+        return cls(base, adapter, threads=threads, device=device)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """From the file's own metadata."""
+        return Tokenizer.from_gguf(self._core.file)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        return ModelInfo(**self._core.info)
+
+    @cached_property
+    def session_defaults(self) -> SessionOptions:
+        """What session() uses where an option is not given."""
+        return self._core.defaults
+
+    def session(self, **options: Unpack[SessionOptions]) -> Session:
+        """A new conversation; see SessionOptions. Raises UsageError for an impossible configuration."""
+        return Session(self, _core.Session(self._core, dict(options)))
+
+    def session_bytes(self, **options: Unpack[SessionOptions]) -> int:
+        """Bytes that session(**options) takes, at any length; nothing is allocated."""
+        return self._core.session_bytes(dict(options))
+
+    def load_session(self, path: PathLike) -> Session:
+        """A session that Session.save wrote, continuing bit for bit on the same backend.
+
+        Raises FormatError when the file is damaged or was saved with another model or adapter.
+        """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+        session, extra = self._core.load_session(os.fspath(path))
+        return Session.restore(self, session, extra, source=os.fspath(path))
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a text; add_special puts the model's begin-of-text token first where it has one."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens)
