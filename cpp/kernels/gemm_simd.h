@@ -18,16 +18,12 @@ struct LeftOperand {
 
 constexpr int kMaxBlockRows = 6;
 
-// Vectors per row of a tile: as many as the registers hold, a power of two.
+// Vectors per row of a tile: as many as the registers hold, and 8 hide the latency of one row's sums.
 template <typename V, int kRows>
-constexpr int tile_vectors() {
-  int vectors = 8;
-  while (vectors * kRows > V::kAccumulators) vectors /= 2;
-  return vectors;
-}
+constexpr int kTileVectors = V::kAccumulators / kRows < 8 ? V::kAccumulators / kRows : 8;
 
 template <typename V>
-constexpr int kPanelWidth = tile_vectors<V, kMaxBlockRows>() * V::kWidth;
+constexpr int kPanelWidth = kTileVectors<V, kMaxBlockRows> * V::kWidth;
 
 // c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
 template <typename V, int kRows, int kVectors>
@@ -79,7 +75,7 @@ void multiply_row_block(int64_t n, int64_t k, LeftOperand a, const float* b, int
     multiply_tile<V, kRows, kVectors>(k, a, b, ldb, c, ldc);
   }
   if constexpr (kVectors > 1) {
-    multiply_row_block<V, kRows, kVectors / 2>(n, k, a, b, ldb, c, ldc);
+    multiply_row_block<V, kRows, kVectors - 1>(n, k, a, b, ldb, c, ldc);
   } else if (n > 0) {
     multiply_narrow_tile<V, kRows>(static_cast<int>(n), k, a, b, ldb, c, ldc);
   }
@@ -103,21 +99,22 @@ void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float*
   for_each_row_block<kMaxBlockRows>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
     switch (rows) {
-      case 1: return run(multiply_row_block<V, 1, tile_vectors<V, 1>()>);
-      case 2: return run(multiply_row_block<V, 2, tile_vectors<V, 2>()>);
-      case 3: return run(multiply_row_block<V, 3, tile_vectors<V, 3>()>);
-      case 4: return run(multiply_row_block<V, 4, tile_vectors<V, 4>()>);
-      case 5: return run(multiply_row_block<V, 5, tile_vectors<V, 5>()>);
-      default: return run(multiply_row_block<V, 6, tile_vectors<V, 6>()>);
+      case 1: return run(multiply_row_block<V, 1, kTileVectors<V, 1>>);
+      case 2: return run(multiply_row_block<V, 2, kTileVectors<V, 2>>);
+      case 3: return run(multiply_row_block<V, 3, kTileVectors<V, 3>>);
+      case 4: return run(multiply_row_block<V, 4, kTileVectors<V, 4>>);
+      case 5: return run(multiply_row_block<V, 5, kTileVectors<V, 5>>);
+      default: return run(multiply_row_block<V, 6, kTileVectors<V, 6>>);
     }
   });
 }
 
-// c[m, n] += a b, panel after panel of b's columns, so that a panel stays in the L1 cache for all rows.
+// c[m, n] += a b. For many rows panel after panel of b's columns, so that a panel stays in the L1 cache for all rows; for
+// few, tiles may be as wide as they like.
 template <typename V>
 void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
                   float* c, int64_t ldc) {
-  const int64_t width = m <= kMaxBlockRows ? n : kPanelWidth<V>;
+  const int64_t width = m <= 2 * kMaxBlockRows ? n : kPanelWidth<V>;
   for (int64_t j = 0; j < n; j += width) {
     const int64_t columns = n - j < width ? n - j : width;
     multiply_panel<V>(m, columns, k, a, b + j, ldb, c + j, ldc);
@@ -216,7 +213,7 @@ void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const floa
 template <typename V>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
-  constexpr int64_t kFewRows = 6;
+  constexpr int64_t kFewRows = 12;
   if (m > kFewRows) return multiply_transposed<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
   for_each_row_block<3>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc); };
