@@ -12,6 +12,7 @@ from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 
 from lola_cpp.convert import cli
 from lola_cpp.convert.adapter import Settings, read_base, read_settings
+from lola_cpp.convert.copying import copy_keys
 from lola_cpp.convert.lolcats import convert_lolcats
 from lola_cpp.convert.merge import merge_adapter, split_adapter
 from reference import tiny_gguf
@@ -232,6 +233,21 @@ def test_an_adapter_of_another_base_is_not_merged(tmp_path, base):
         merge_adapter(base, tmp_path / "a.gguf", tmp_path / "out.gguf")
     with pytest.raises(FormatError, match=r"wanted \('adapter', 'lola'\)"):
         merge_adapter(base, base, tmp_path / "out.gguf")
+
+
+def test_an_adapter_cannot_replace_tensors_of_its_base(tmp_path, base):
+    weights = tiny_gguf.random_adapter(LLAMA, ADAPTER)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    tiny_gguf.write_adapter(tmp_path / "good.gguf", LLAMA, ADAPTER, weights)
+    good = GgufFile(tmp_path / "good.gguf")
+    copy_keys(good, writer, lambda key: key)
+    writer.add_tensor("output_norm.weight", np.zeros(LLAMA.hidden, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(FormatError, match=r"'output_norm.weight' is unknown in an adapter"):
+        merge_adapter(base, tmp_path / "a.gguf", tmp_path / "out.gguf")
 
 
 def test_the_split_lora_has_the_keys_and_tensors_of_a_llama_cpp_lora(tmp_path):

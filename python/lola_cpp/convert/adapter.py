@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.checkpoint import read_json
+from lola_cpp.convert.copying import text_of
 from lola_cpp.convert.layout import ARCHITECTURES, Heads, is_permuted, permute_rows
 from lola_cpp.convert.optional import require
 from lola_cpp.convert.output import OutputTensor, encode, write_gguf
@@ -134,8 +135,8 @@ def read_base(path: Path) -> Base:
         UnsupportedError: its architecture is none of those an adapter can be made for.
     """
     file = GgufFile(path)
-    architecture = file.get("general.architecture")
-    if architecture not in ARCHITECTURES.values():
+    architecture = text_of(file, "general.architecture")
+    if architecture is None or architecture not in ARCHITECTURES.values():
         known = ", ".join(sorted(set(ARCHITECTURES.values())))
         raise UnsupportedError(f"'{path}': general.architecture: found {architecture!r}, wanted one of {known}")
 
@@ -154,7 +155,7 @@ def read_base(path: Path) -> Base:
     rope_base = file.find_float(f"{architecture}.rope.freq_base")
     return Base(
         architecture=architecture,
-        name=file.get("general.name", path.stem),
+        name=text_of(file, "general.name") or path.stem,
         block_count=size("block_count"),
         embedding_length=embedding,
         heads=Heads(query, size("attention.head_count_kv", query), dim),

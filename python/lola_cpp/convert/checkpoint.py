@@ -6,6 +6,7 @@ A checkpoint is untrusted input: nothing in it is executed, and every size is ch
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -159,7 +160,8 @@ def _refuse(message: str) -> Callable[[], Floats]:
 def _open_torch(path: Path) -> Checkpoint:
     torch = require("torch")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Today's files are zip archives, whose tensors stay in the file until they are read.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch reports a damaged or hostile file by exceptions of many kinds
         raise FormatError(f"'{path}' is not a PyTorch file of plain tensors: {error}") from error
     if isinstance(content, dict):

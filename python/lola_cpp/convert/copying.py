@@ -13,6 +13,12 @@ from lola_cpp.convert.output import OutputTensor
 _OWN_KEYS = ("general.architecture", "general.alignment", "split.no", "split.count", "split.tensors.count")
 
 
+def text_of(source: GgufFile, key: str) -> str | None:
+    """The value of a key that holds text; None when it is absent, FormatError when it is something else."""
+    value = source.find_string(key)
+    return None if value is None else value.decode(errors="replace")
+
+
 def copy_keys(source: GgufFile, writer: Any, rename: Callable[[str], str | None]) -> None:
     """Adds keys of `source` to a gguf.GGUFWriter.
 

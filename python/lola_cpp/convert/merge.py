@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy.typing as npt
 
 from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.adapter import Base, base_keys, read_base
-from lola_cpp.convert.copying import copied_tensor, copy_keys
+from lola_cpp.convert.copying import copied_tensor, copy_keys, text_of
 from lola_cpp.convert.optional import require
 from lola_cpp.convert.output import OutputTensor, encode, write_gguf
 
 LORA_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}  # --lora-type -> tensor format
 
+_ADAPTER_TENSOR = re.compile(r"blk\.\d+\.attn_(lola_(fq|fk|window|kappa)\.weight|(q|k|v|output)\.weight\.lora_[ab])")
 _LORA_ENDS = (".lora_a", ".lora_b")
 _RELATIVE_TOLERANCE = 1e-6  # of rope_freq_base, a float32 in both files
 
@@ -47,6 +49,8 @@ def merge_adapter(
     updates = {name[: -len(".lora_a")] for name in adapter_rows if name.endswith(_LORA_ENDS)}
     if unknown := sorted(updates - set(rows)):
         raise FormatError(f"'{adapter_path}': LoRA of '{unknown[0]}', which the base does not have")
+    if unknown := [name for name in adapter_rows if not _ADAPTER_TENSOR.fullmatch(name)]:
+        raise FormatError(f"'{adapter_path}': tensor '{unknown[0]}' is unknown in an adapter")
     tensors = []
     for name, (kind, shape) in rows.items():
         if name in updates:
@@ -76,7 +80,7 @@ def split_adapter(adapter_path: Path, output: Path) -> None:
     if not rows:
         raise UsageError(f"'{adapter_path}' has no LoRA to split off")
     gguf = require("gguf")
-    writer = gguf.GGUFWriter(None, adapter_file.get("general.architecture"))
+    writer = gguf.GGUFWriter(None, text_of(adapter_file, "general.architecture") or "")
     copy_keys(adapter_file, writer, lambda key: key if key.startswith("general.") else None)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", _alpha(adapter_file))
@@ -85,7 +89,7 @@ def split_adapter(adapter_path: Path, output: Path) -> None:
 
 def _open_adapter(path: Path) -> Any:
     file = GgufFile(path)
-    found = (file.get("general.type"), file.get("adapter.type"))
+    found = (text_of(file, "general.type"), text_of(file, "adapter.type"))
     if found != ("adapter", "lola"):
         raise FormatError(f"'{path}': found general.type and adapter.type {found}, wanted ('adapter', 'lola')")
     return file
@@ -96,7 +100,7 @@ def _tensor_rows(file: Any) -> TensorRows:
 
 
 def _check_fit(adapter: Any, base: Base) -> None:
-    architecture = adapter.get("general.architecture")
+    architecture = text_of(adapter, "general.architecture")
     if architecture != base.architecture:
         raise FormatError(f"'{adapter.path}' is for architecture {architecture!r}, the base's is {base.architecture!r}")
     for key, wanted in base_keys(base).items():
