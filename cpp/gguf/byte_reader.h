@@ -21,8 +21,7 @@ class ByteReader {
   uint64_t offset() const { return offset_; }
   uint64_t remaining() const { return bytes_.size() - offset_; }
 
-  // What the next bytes belong to: "key number 3" until its name is read, then "key
-  // 'general.name'".
+  // What the next bytes belong to: "key number 3" until the name is set, "key 'general.name'" then.
   void enter(const char* kind, uint64_t number) {
     kind_ = kind;
     number_ = number;

@@ -39,17 +39,16 @@ class GgufFile {
 
   // Typed access. `find_*` gives nothing when the key is absent; `get_*` is a FormatError then. A
   // value of another type is always a FormatError that names key, found type and wanted type.
-  // Integers of any width are accepted when in range. Strings may hold any bytes, UTF-8 or not.
+  // Integers of any width are accepted when in range; floats must be finite. Strings may hold any
+  // bytes, UTF-8 or not; the views of find_string_array live as long as this object.
   std::optional<int64_t> find_int(std::string_view key, int64_t min, int64_t max) const;
-  std::optional<double> find_float(std::string_view key) const;  // finite, or FormatError
+  std::optional<double> find_float(std::string_view key) const;
   std::optional<bool> find_bool(std::string_view key) const;
   std::optional<std::string> find_string(std::string_view key) const;
   std::optional<std::vector<int64_t>> find_int_array(std::string_view key, int64_t min,
                                                      int64_t max) const;
-  std::optional<std::vector<double>> find_float_array(
-      std::string_view key) const;  // finite, or FormatError
-  std::optional<std::vector<std::string_view>> find_string_array(
-      std::string_view key) const;  // live as long as this
+  std::optional<std::vector<double>> find_float_array(std::string_view key) const;
+  std::optional<std::vector<std::string_view>> find_string_array(std::string_view key) const;
   int64_t get_int(std::string_view key, int64_t min, int64_t max) const;
   double get_float(std::string_view key) const;
   std::string get_string(std::string_view key) const;

@@ -40,11 +40,10 @@ uint32_t gguf_type_bytes(GgufType type);
 // Strings and arrays point into the mapped file, so a vocabulary costs nothing to open.
 struct GgufValue {
   GgufType type;          // kArray for arrays
-  GgufType element_type;  // of an array
+  GgufType element_type;  // of an array; otherwise as type
   uint64_t count;         // elements of an array, 1 otherwise
-  const uint8_t*
-      data;        // first byte of the payload (of a string: its bytes; of an array: its elements)
-  uint64_t bytes;  // length of the payload
+  const uint8_t* data;    // the number, the string's bytes, or the array's elements
+  uint64_t bytes;         // length of data
 };
 
 // "u32", or "array of 3 u32".
