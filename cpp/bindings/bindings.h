@@ -13,6 +13,7 @@ void bind_model(pybind11::module_& module);
 // Submodule _core.testing: formats, kernels and memories by themselves, for the tests only.
 void bind_testing_quant(pybind11::module_& testing);
 void bind_testing_kernels(pybind11::module_& testing);
+void bind_testing_matmul(pybind11::module_& testing);
 void bind_testing_lola(pybind11::module_& testing);
 
 }  // namespace lola

@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, module) {
   pybind11::module_ testing = module.def_submodule("testing", "Inner parts, for the tests only.");
   lola::bind_testing_quant(testing);
   lola::bind_testing_kernels(testing);
+  lola::bind_testing_matmul(testing);
   lola::bind_testing_lola(testing);
 }
