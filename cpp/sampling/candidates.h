@@ -1,0 +1,56 @@
+// Passes over all logits of a vocabulary. None of them sorts it, and none calls the math library:
+// its last bits differ between platforms, and a sampled token must not.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace lola {
+
+struct Candidate {
+  float logit;
+  int32_t id;
+};
+
+// The order of all choices: the greater logit first, then the lower id.
+inline bool better(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+// The greatest of logits [vocabulary]. UsageError on NaN, +infinity, or when none is finite.
+float checked_max(std::span<const float> logits);
+
+// The lowest id whose logit is `max`.
+int32_t first_of(std::span<const float> logits, float max);
+
+// exp(x) for x <= 0 with a relative error below 2e-7; 0 below -87.7. Free of branches, so that
+// loops over it become vector code.
+inline float exp_negative(float x) {
+  // exp(x) = 2^n exp(r), |r| <= ln(2) / 2. Adding kRound leaves n = round(x / ln 2) in the low
+  // bits.
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  constexpr float kSmallest =
+      -88.0f;  // n is -127 there, and the bits of 2^n come out as those of 0
+  const float bounded = x > kSmallest ? x : kSmallest;
+  const float shifted = bounded * 1.44269504f + kRound;
+  const float n = shifted - kRound;
+  const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3F800000u);
+}
+
+// Sum of exp(logit - max) over logits [vocabulary].
+double exp_sum(std::span<const float> logits, float max);
+
+// The k best, best first; 0 <= k.
+std::vector<Candidate> best(std::span<const float> logits, int64_t k);
+
+}  // namespace lola

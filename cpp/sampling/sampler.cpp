@@ -1,0 +1,228 @@
+#include "sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+#include "sampling/candidates.h"
+
+namespace lola {
+namespace {
+
+constexpr double kMaxDouble = std::numeric_limits<double>::max();
+
+template <typename Value>
+void require(bool good, const char* option, const Value& found, const char* wanted) {
+  if (!good) throw UsageError(message(option, ": found ", found, ", wanted ", wanted));
+}
+
+void check(const SamplerConfig& config) {
+  const auto in = [](double value, double low, double high) {
+    return value >= low && value <= high;
+  };
+  require(in(config.temperature, 0, kMaxDouble), "temperature", config.temperature,
+          "0 (greedy) or more");
+  require(config.top_k >= 0, "top_k", config.top_k, "0 (all) or more");
+  require(in(config.top_p, 0, 1), "top_p", config.top_p, "0 to 1");
+  require(in(config.min_p, 0, 1), "min_p", config.min_p, "0 to 1");
+  require(in(config.repetition_penalty, std::numeric_limits<double>::min(), kMaxDouble),
+          "repetition_penalty", config.repetition_penalty, "more than 0");
+  require(in(config.frequency_penalty, -kMaxDouble, kMaxDouble), "frequency_penalty",
+          config.frequency_penalty, "a finite number");
+  require(in(config.presence_penalty, -kMaxDouble, kMaxDouble), "presence_penalty",
+          config.presence_penalty, "a finite number");
+  require(config.penalty_window >= -1, "penalty_window", config.penalty_window, "-1 (all) or more");
+  for (const auto& [id, bias] : config.logit_bias) {
+    require(id >= 0, "logit_bias", id, "token ids of 0 or more");
+    require(bias <= kMaxDouble, "logit_bias", bias, "finite numbers or -infinity");
+  }
+}
+
+bool penalises(const SamplerConfig& config) {
+  return config.penalty_window != 0 &&
+         (config.repetition_penalty != 1.0 || config.frequency_penalty != 0.0 ||
+          config.presence_penalty != 0.0);
+}
+
+// The mixing function of SplitMix64: every bit of the result depends on every bit of x.
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+float& of_token(std::vector<float>& logits, int32_t id, const char* what) {
+  require(static_cast<size_t>(id) < logits.size(), what, id, "the id of a token in the vocabulary");
+  return logits[static_cast<size_t>(id)];
+}
+
+// Options may push a logit beyond what a float holds; only -infinity keeps its meaning.
+float to_logit(double value) {
+  constexpr double kMax = std::numeric_limits<float>::max();
+  if (value == -std::numeric_limits<double>::infinity()) return static_cast<float>(value);
+  return static_cast<float>(std::clamp(value, -kMax, kMax));
+}
+
+double penalised(double logit, double count, const SamplerConfig& config) {
+  if (logit == -std::numeric_limits<double>::infinity()) return logit;
+  logit = logit > 0.0 ? logit / config.repetition_penalty : logit * config.repetition_penalty;
+  const double penalty = count * config.frequency_penalty + config.presence_penalty;
+  return logit - std::clamp(penalty, -kMaxDouble, kMaxDouble);
+}
+
+// Weight of a token relative to the most likely one.
+float weight(float logit, float max, double temperature) {
+  constexpr double kNothing = -1000.0;  // its exponential is 0, and a float holds it
+  const double scaled = (static_cast<double>(logit) - max) / temperature;
+  return exp_negative(static_cast<float>(std::max(scaled, kNothing)));
+}
+
+// Inverse of the cumulative distribution: where the running sum passes `uniform` (in [0, 1)) of the
+// total.
+size_t pick(std::span<const float> weights, double uniform) {
+  double total = 0.0;
+  for (const float w : weights) total += w;
+  const double target = uniform * total;
+  double sum = 0.0;
+  size_t last = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] == 0.0f) continue;
+    last = i;
+    sum += weights[i];
+    if (sum > target) break;
+  }
+  return last;
+}
+
+// The shortest run of the best tokens that holds `top_p` of the probability of all, best first.
+std::vector<Candidate> nucleus(std::span<const float> logits, float max, double top_p) {
+  const double total = exp_sum(logits, max);
+  // Tokens below (1 - p) / n of the total cannot matter: all of them together hold less than 1 - p.
+  // The margin covers rounding, here and in the library's logarithm: a token too many among the
+  // candidates changes nothing.
+  constexpr double kMargin = 0.1;
+  const double share = (1.0 - top_p) / static_cast<double>(logits.size());
+  const float floor = static_cast<float>(max + std::log(share * total) - kMargin);
+  std::vector<Candidate> heap;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] >= floor) heap.push_back({logits[i], static_cast<int32_t>(i)});
+  }
+  const auto worse = [](const Candidate& a, const Candidate& b) { return better(b, a); };
+  std::make_heap(heap.begin(), heap.end(), worse);
+  std::vector<Candidate> kept;
+  double sum = 0.0;
+  do {
+    std::pop_heap(heap.begin(), heap.end(), worse);
+    kept.push_back(heap.back());
+    heap.pop_back();
+    sum += exp_negative(kept.back().logit - max);
+  } while (!heap.empty() && sum < top_p * total);
+  return kept;
+}
+
+void keep_top_p(std::vector<Candidate>& sorted, double top_p) {
+  if (top_p == 1.0) return;
+  const float max = sorted.front().logit;
+  double total = 0.0;
+  for (const Candidate& candidate : sorted) total += exp_negative(candidate.logit - max);
+  double sum = 0.0;
+  size_t kept = 0;
+  do {
+    sum += exp_negative(sorted[kept++].logit - max);
+  } while (kept < sorted.size() && sum < top_p * total);
+  sorted.resize(kept);
+}
+
+void keep_min_p(std::vector<Candidate>& sorted, double min_p) {
+  const float max = sorted.front().logit;
+  while (exp_negative(sorted.back().logit - max) < static_cast<float>(min_p)) sorted.pop_back();
+}
+
+}  // namespace
+
+Sampler::Sampler(SamplerConfig config)
+    : config_(std::move(config)), recent_(penalises(config_) ? config_.penalty_window : 0) {
+  check(config_);
+}
+
+void Sampler::accept(std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) require(token >= 0, "token", token, "0 or more");
+  for (const int32_t token : tokens) recent_.push(token);
+}
+
+SampledToken Sampler::sample(std::span<const float> logits, int64_t top_logprobs) {
+  require(top_logprobs >= 0, "top_logprobs", top_logprobs, "0 or more");
+  const float model_max = checked_max(logits);
+  const double log_total = std::log(exp_sum(logits, model_max));
+  const auto logprob = [&](float logit) {
+    return static_cast<float>((static_cast<double>(logit) - model_max) - log_total);
+  };
+  const std::span<const float> changed = biased(logits);
+  const float max = changed.data() == logits.data() ? model_max : checked_max(changed);
+
+  SampledToken token;
+  token.id = config_.temperature == 0.0 ? first_of(changed, max) : draw(changed, max);
+  token.logprob = logprob(logits[static_cast<size_t>(token.id)]);
+  for (const Candidate& candidate : best(logits, top_logprobs)) {
+    token.top.emplace_back(candidate.id, logprob(candidate.logit));
+  }
+  recent_.push(token.id);
+  return token;
+}
+
+std::span<const float> Sampler::biased(std::span<const float> logits) {
+  if (config_.logit_bias.empty() && recent_.counts().empty()) return logits;
+  scratch_.assign(logits.begin(), logits.end());
+  for (const auto& [id, bias] : config_.logit_bias) {
+    float& logit = of_token(scratch_, id, "logit_bias");
+    logit = to_logit(logit + bias);
+  }
+  for (const auto& [id, count] : recent_.counts()) {
+    float& logit = of_token(scratch_, id, "accepted token");
+    logit = to_logit(penalised(logit, static_cast<double>(count), config_));
+  }
+  return scratch_;
+}
+
+int32_t Sampler::draw(std::span<const float> logits, float max) {
+  const bool limited = config_.top_k > 0 && config_.top_k < static_cast<int64_t>(logits.size());
+  if (!limited && config_.top_p == 1.0) return draw_from_all(logits, max);
+  std::vector<Candidate> candidates =
+      limited ? best(logits, config_.top_k) : nucleus(logits, max, config_.top_p);
+  if (limited) keep_top_p(candidates, config_.top_p);
+  keep_min_p(candidates, config_.min_p);
+
+  std::vector<float> weights(candidates.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] = weight(candidates[i].logit, max, config_.temperature);
+  }
+  return candidates[pick(weights, next_uniform())].id;
+}
+
+int32_t Sampler::draw_from_all(std::span<const float> logits, float max) {
+  // `logits` may be scratch_ itself; each place is read before it is written.
+  scratch_.resize(logits.size());
+  if (config_.min_p > 0.0) {
+    const float min_p = static_cast<float>(config_.min_p);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const bool kept = exp_negative(logits[i] - max) >= min_p;
+      scratch_[i] = kept ? weight(logits[i], max, config_.temperature) : 0.0f;
+    }
+  } else {
+    for (size_t i = 0; i < logits.size(); ++i) {
+      scratch_[i] = weight(logits[i], max, config_.temperature);
+    }
+  }
+  return static_cast<int32_t>(pick(scratch_, next_uniform()));
+}
+
+double Sampler::next_uniform() {
+  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
+  const uint64_t key = mix(config_.seed + kGolden);
+  const uint64_t bits = mix(key + ++draws_ * kGolden);
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+}  // namespace lola
