@@ -11,7 +11,8 @@ namespace {
 
 namespace py = pybind11;
 
-// Taken as they are, never converted: kernels write into them, and rows may be further apart than they are long.
+// Taken as they are, never converted: kernels write into them, and rows may be further apart than
+// they are long.
 using Floats = py::array_t<float, 0>;
 using Halves = py::array_t<uint16_t, 0>;
 using Bytes = py::array_t<uint8_t, 0>;
@@ -120,7 +121,8 @@ void narrow(const std::string& isa, const Floats& x, Halves& out) {
 
 void require_q8_0(const Floats& values, const Bytes& blocks) {
   require(length(values) % kQ8BlockSize == 0, "a multiple of 32 values");
-  require(length(blocks) == length(values) / kQ8BlockSize * kQ8BlockBytes, "34 bytes per 32 values");
+  require(length(blocks) == length(values) / kQ8BlockSize * kQ8BlockBytes,
+          "34 bytes per 32 values");
 }
 
 void decode_q8_0(const std::string& isa, const Bytes& blocks, Floats& out) {
@@ -149,7 +151,8 @@ void bind_testing_kernels(py::module_& testing) {
   testing.def("rms_norm", rms_norm, isa, as_is("x"), as_is("weight"), py::arg("eps"), as_is("out"));
   testing.def("silu_gate", silu_gate, isa, as_is("gate"), as_is("up"));
   testing.def("add", add, isa, as_is("x"), as_is("y"));
-  testing.def("rope", rope, isa, as_is("x"), as_is("cosine"), as_is("sine"), py::arg("interleaved"));
+  testing.def("rope", rope, isa, as_is("x"), as_is("cosine"), as_is("sine"),
+              py::arg("interleaved"));
   testing.def("f16_to_f32", widen, isa, as_is("x"), as_is("out"));
   testing.def("f32_to_f16", narrow, isa, as_is("x"), as_is("out"));
   testing.def("q8_0_to_f32", decode_q8_0, isa, as_is("blocks"), as_is("out"));

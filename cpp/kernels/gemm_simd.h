@@ -6,7 +6,8 @@
 namespace lola {
 namespace {
 
-// A left operand: element (i, p) is data[i * row + p * step]. So a matrix and its transpose are the same code.
+// A left operand: element (i, p) is data[i * row + p * step]. So a matrix and its transpose are the
+// same code.
 struct LeftOperand {
   const float* data;
   int64_t row;
@@ -18,12 +19,13 @@ struct LeftOperand {
 
 constexpr int kMaxBlockRows = 6;
 
-// Vectors per row of a tile: as many as the registers hold, and 8 hide the latency of one row's sums.
+// Vectors per row of a tile: as many as the registers hold, and 8 hide the latency of one row's
+// sums.
 template <typename V, int kRows>
 constexpr int kTileVectors = V::kAccumulators / kRows < 8 ? V::kAccumulators / kRows : 8;
 
 template <typename V>
-constexpr int kPanelWidth = kTileVectors<V, kMaxBlockRows> * V::kWidth;
+constexpr int kPanelWidth = V::kWidth * kTileVectors<V, kMaxBlockRows>;
 
 // c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
 template <typename V, int kRows, int kVectors>
@@ -99,18 +101,24 @@ void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float*
   for_each_row_block<kMaxBlockRows>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
     switch (rows) {
-      case 1: return run(multiply_row_block<V, 1, kTileVectors<V, 1>>);
-      case 2: return run(multiply_row_block<V, 2, kTileVectors<V, 2>>);
-      case 3: return run(multiply_row_block<V, 3, kTileVectors<V, 3>>);
-      case 4: return run(multiply_row_block<V, 4, kTileVectors<V, 4>>);
-      case 5: return run(multiply_row_block<V, 5, kTileVectors<V, 5>>);
-      default: return run(multiply_row_block<V, 6, kTileVectors<V, 6>>);
+      case 1:
+        return run(multiply_row_block<V, 1, kTileVectors<V, 1>>);
+      case 2:
+        return run(multiply_row_block<V, 2, kTileVectors<V, 2>>);
+      case 3:
+        return run(multiply_row_block<V, 3, kTileVectors<V, 3>>);
+      case 4:
+        return run(multiply_row_block<V, 4, kTileVectors<V, 4>>);
+      case 5:
+        return run(multiply_row_block<V, 5, kTileVectors<V, 5>>);
+      default:
+        return run(multiply_row_block<V, 6, kTileVectors<V, 6>>);
     }
   });
 }
 
-// c[m, n] += a b. For many rows panel after panel of b's columns, so that a panel stays in the L1 cache for all rows; for
-// few, tiles may be as wide as they like.
+// c[m, n] += a b. For many rows panel after panel of b's columns, so that a panel stays in the L1
+// cache for all rows; for few, tiles may be as wide as they like.
 template <typename V>
 void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
                   float* c, int64_t ldc) {
@@ -143,7 +151,8 @@ void transpose_into_panel(int64_t n, int64_t k, const float* b, int64_t ldb, flo
   }
 }
 
-// c[m, n] = a b': for many rows, where transposing b once is cheaper than summing across registers per result.
+// c[m, n] = a b': for many rows, where transposing b once is cheaper than summing across registers
+// per result.
 template <typename V>
 void multiply_transposed(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b,
                          int64_t ldb, float* c, int64_t ldc) {
@@ -218,9 +227,12 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
   for_each_row_block<3>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc); };
     switch (rows) {
-      case 1: return run(dot_row_block<V, 1>);
-      case 2: return run(dot_row_block<V, 2>);
-      default: return run(dot_row_block<V, 3>);
+      case 1:
+        return run(dot_row_block<V, 1>);
+      case 2:
+        return run(dot_row_block<V, 2>);
+      default:
+        return run(dot_row_block<V, 3>);
     }
   });
 }

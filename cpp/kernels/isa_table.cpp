@@ -1,5 +1,5 @@
-// The one list of instruction sets, best first. A row's needs are those of the processor and of the operating system,
-// which has to save the wide registers of a thread that it suspends.
+// The one list of instruction sets, best first. A row's needs are those of the processor and of the
+// operating system, which has to save the wide registers of a thread that it suspends.
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -74,8 +74,8 @@ bool has_avx512() {
   constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31);
   constexpr uint32_t kVnni = bit(11);
   constexpr uint64_t kMasksAndZmm = 0xE0;
-  return has_avx2() && has_all(cpuid(7).ebx, kF | kDq | kBw | kVl) && has_all(cpuid(7).ecx, kVnni) &&
-         has_all(saved_registers(), kMasksAndZmm);
+  return has_avx2() && has_all(cpuid(7).ebx, kF | kDq | kBw | kVl) &&
+         has_all(cpuid(7).ecx, kVnni) && has_all(saved_registers(), kMasksAndZmm);
 }
 
 #endif

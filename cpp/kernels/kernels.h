@@ -29,7 +29,7 @@ struct Kernels {
   float (*max)(const float* x, int64_t n);  // n >= 1
   float (*dot)(const float* a, const float* b, int64_t n);
   void (*scale)(float* x, int64_t n, float factor);
-  // x = exp(x - shift), at most 4 ulp off; x - shift = -inf gives 0. Returns the sum.
+  // x = exp(x - shift), at most 4 ulp off, and 0 below e^-87.3 (no subnormal results). Returns the sum.
   float (*exp_shift)(float* x, int64_t n, float shift);
   float (*squared_distance)(const float* a, const float* b, int64_t n);
 
@@ -43,7 +43,8 @@ struct Kernels {
   void (*rope_interleaved)(float* x, const float* cosine, const float* sine, int64_t pairs);
   void (*rope_half)(float* x, const float* cosine, const float* sine, int64_t pairs);
 
-  // Storage of pairs. q8_0: blocks of 32 as {f16 scale, int8 q[32]}; n is a multiple of 32.
+  // Storage of pairs. q8_0: blocks of 32 as {f16 scale, int8 q[32]}, scale = max |x| / 127; n is a multiple of 32.
+  // A block with a NaN or an infinity decodes as NaN.
   void (*f16_to_f32)(const uint16_t* x, int64_t n, float* out);
   void (*f32_to_f16)(const float* x, int64_t n, uint16_t* out);
   void (*q8_0_to_f32)(const uint8_t* blocks, int64_t n, float* out);

@@ -4,6 +4,6 @@
 
 namespace lola {
 
-const Kernels kAvx2Kernels = simd_kernels<Vec>(Isa::kAvx2, "avx2", &kMatmulAvx2);
+constinit const Kernels kAvx2Kernels = simd_kernels<Vec>(Isa::kAvx2, "avx2", &kMatmulAvx2);
 
 }  // namespace lola

@@ -10,6 +10,6 @@
 
 namespace lola {
 
-const Kernels kAvx512Kernels = simd_kernels<Vec>(Isa::kAvx512, "avx512", &kMatmulAvx512);
+constinit const Kernels kAvx512Kernels = simd_kernels<Vec>(Isa::kAvx512, "avx512", &kMatmulAvx512);
 
 }  // namespace lola

@@ -4,6 +4,6 @@
 
 namespace lola {
 
-const Kernels kNeonKernels = simd_kernels<Vec>(Isa::kNeon, "neon", &kMatmulNeon);
+constinit const Kernels kNeonKernels = simd_kernels<Vec>(Isa::kNeon, "neon", &kMatmulNeon);
 
 }  // namespace lola

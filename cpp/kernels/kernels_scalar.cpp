@@ -1,4 +1,5 @@
-// The reference: every kernel as a plain loop. The other instruction sets are tested against this file.
+// The reference: every kernel as a plain loop. The other instruction sets are tested against this
+// file.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -47,8 +48,8 @@ float max(const float* x, int64_t n) {
   return largest;
 }
 
-// Sums term(i) for i in [0, n). A single float32 sum of 16384 terms would lose three digits, so the terms are
-// dealt out to several.
+// Sums term(i) for i in [0, n). A single float32 sum of 16384 terms would lose three digits, so the
+// terms are dealt out to several.
 template <typename Term>
 float sum_of(int64_t n, const Term& term) {
   constexpr int kParts = 16;
@@ -134,7 +135,8 @@ void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
     }
     const uint16_t half = f32_to_f16(std::min(largest / 127.0f, kLargestHalf) + poison);
     std::memcpy(blocks, &half, sizeof half);
-    // Rounding against the scale as stored keeps every error within half a step of what will be decoded.
+    // Rounding against the scale as stored keeps every error within half a step of what will be
+    // decoded.
     const float inverse = half == 0 ? 0.0f : 1.0f / f16_to_f32(half);
     for (int i = 0; i < kQ8BlockSize; ++i) {
       const float level = std::max(-127.0f, std::min(127.0f, x[start + i] * inverse));
@@ -145,7 +147,7 @@ void f32_to_q8_0(const float* x, int64_t n, uint8_t* blocks) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {
+constinit const Kernels kScalarKernels = {
     .isa = Isa::kScalar,
     .name = "scalar",
     .matmul = &kMatmulScalar,

@@ -1,8 +1,9 @@
-// The kernels of kernels.h, written once over a vector type V (vec_<isa>.h). Only kernels_<isa>.cpp includes this, and
-// nothing here has external linkage or calls an inline function that has: the linker would be free to give
-// generic code the copy compiled for a wider instruction set.
+// The kernels of kernels.h, written once over a vector type V (vec_<isa>.h). Only kernels_<isa>.cpp
+// includes this, and nothing here has external linkage or calls an inline function that has: the
+// linker would be free to give generic code the copy compiled for a wider instruction set.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -38,7 +39,8 @@ void for_each_part(int64_t n, const Step& step) {
   if (i < n) step(i, LastPart<V>{static_cast<int>(n - i)});
 }
 
-// Sums term(i, part), in several registers: for speed, and because a sum of 16384 terms needs more than one.
+// Sums term(i, part), in several registers: for speed, and because a sum of 16384 terms needs more
+// than one.
 template <typename V, typename Term>
 float sum_of(int64_t n, const Term& term) {
   constexpr int kParts = 4;
@@ -53,8 +55,8 @@ float sum_of(int64_t n, const Term& term) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])).sum();
 }
 
-// e^x for x = n ln 2 + r, |r| <= ln 2 / 2: 2^n e^r. Below 2 ulp; 0 below kLowestExponent, infinity above the range, and
-// NaN for NaN (the order of the operands of max and min lets it through).
+// e^x for x = n ln 2 + r, |r| <= ln 2 / 2: 2^n e^r. Below 2 ulp; 0 below kLowestExponent, infinity
+// above the range, and NaN for NaN (the order of the operands of max and min lets it through).
 template <typename V>
 V exp(V x) {
   constexpr float kHighestExponent = 88.722832f;
@@ -72,7 +74,7 @@ V exp(V x) {
   p = V::fma(p, r, V::all(0.499999940395f));
   p = V::fma(r * r, p, r) + V::all(1.0f);
   const V y = V::if_less(x, lowest, V::zero(), p.times_power_of_two(n));
-  return V::if_less(highest, x, V::all(3.4e38f) * V::all(10.0f), y);
+  return V::if_less(highest, x, V::all(INFINITY), y);
 }
 
 template <typename V>
@@ -97,9 +99,8 @@ float dot(const float* a, const float* b, int64_t n) {
 
 template <typename V>
 void scale(float* x, int64_t n, float factor) {
-  for_each_part<V>(n, [=](int64_t i, auto part) {
-    part.store(x + i, part.load(x + i) * V::all(factor));
-  });
+  for_each_part<V>(
+      n, [=](int64_t i, auto part) { part.store(x + i, part.load(x + i) * V::all(factor)); });
 }
 
 template <typename V>
@@ -139,9 +140,8 @@ void silu_gate(float* gate, const float* up, int64_t n) {
 
 template <typename V>
 void add(float* x, const float* y, int64_t n) {
-  for_each_part<V>(n, [=](int64_t i, auto part) {
-    part.store(x + i, part.load(x + i) + part.load(y + i));
-  });
+  for_each_part<V>(
+      n, [=](int64_t i, auto part) { part.store(x + i, part.load(x + i) + part.load(y + i)); });
 }
 
 template <typename V>

@@ -1,5 +1,6 @@
 // Eight floats in an AVX register, for kernels_simd.h. Needs AVX2, FMA and F16C.
-// Everything is local to the file that includes this, so that no AVX code is shared with generic files.
+// Everything is local to the file that includes this, so that no AVX code is shared with generic
+// files.
 #pragma once
 
 #include <immintrin.h>

@@ -1,5 +1,6 @@
 // Sixteen floats in an AVX-512 register, for kernels_simd.h. Needs AVX-512 F, BW, DQ and VL.
-// Everything is local to the file that includes this, so that no AVX code is shared with generic files.
+// Everything is local to the file that includes this, so that no AVX code is shared with generic
+// files.
 #pragma once
 
 #include <immintrin.h>
@@ -40,9 +41,7 @@ struct Vec {
     return {_mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
   // value 2^exponent, for whole exponents.
-  Vec times_power_of_two(Vec exponent) const {
-    return {_mm512_scalef_ps(value, exponent.value)};
-  }
+  Vec times_power_of_two(Vec exponent) const { return {_mm512_scalef_ps(value, exponent.value)}; }
   static Vec if_less(Vec a, Vec b, Vec yes, Vec no) {
     const __mmask16 less = _mm512_cmp_ps_mask(a.value, b.value, _CMP_LT_OQ);
     return {_mm512_mask_blend_ps(less, no.value, yes.value)};
@@ -107,8 +106,7 @@ struct Vec {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)))};
   }
   void store_f16(uint16_t* x) const {
-    const __m256i halves =
-        _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i halves = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), halves);
   }
   static Vec load_i8(const uint8_t* x) {

@@ -96,9 +96,7 @@ struct Vec {
   static Vec load_f16(const uint16_t* x) {
     return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)))};
   }
-  void store_f16(uint16_t* x) const {
-    vst1_u16(x, vreinterpret_u16_f16(vcvt_f16_f32(value)));
-  }
+  void store_f16(uint16_t* x) const { vst1_u16(x, vreinterpret_u16_f16(vcvt_f16_f32(value))); }
   static Vec load_i8(const uint8_t* x) {
     uint32_t four;
     std::memcpy(&four, x, sizeof four);

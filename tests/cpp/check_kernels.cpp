@@ -1,5 +1,6 @@
-// Compares every float kernel of every instruction set of this machine with the scalar one, on random data. A plain program, so
-// that an emulator can run it for processors that the Python tests do not reach. Exit status 1 on a mismatch.
+// Compares every float kernel of every instruction set of this machine with the scalar one, on
+// random data. A plain program, so that an emulator can run it for processors that the Python tests
+// do not reach. Exit status 1 on a mismatch.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -15,7 +16,8 @@ namespace {
 using Floats = std::vector<float>;
 
 constexpr int64_t kSizes[] = {1, 3, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257};
-// Sums of at most 300 products of numbers near 1, in another order: a few float32 roundings of values up to 60.
+// Sums of at most 300 products of numbers near 1, in another order: a few float32 roundings of
+// values up to 60.
 constexpr float kSumTolerance = 1e-4f;
 // exp may be 4 ulp off in either implementation, and what follows it rounds a few times.
 constexpr float kExpTolerance = 1e-6f;
@@ -50,16 +52,16 @@ void compare(const std::string& what, const Floats& found, const Floats& wanted,
 
 void check_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k) {
   constexpr int64_t kPadding = 3;
-  const auto check = [&](const char* name, auto kernel, int64_t a_rows, int64_t a_columns, int64_t b_rows,
-                         int64_t b_columns) {
+  const auto check = [&](const char* name, auto kernel, int64_t a_rows, int64_t a_columns,
+                         int64_t b_rows, int64_t b_columns) {
     const int64_t lda = a_columns + kPadding, ldb = b_columns + kPadding, ldc = n + kPadding;
     const Floats a = numbers(a_rows * lda), b = numbers(b_rows * ldb);
     Floats found = numbers(m * ldc);
     Floats wanted = found;
     (kernels.*kernel)(m, n, k, a.data(), lda, b.data(), ldb, found.data(), ldc);
     (kScalarKernels.*kernel)(m, n, k, a.data(), lda, b.data(), ldb, wanted.data(), ldc);
-    const std::string what = std::string(kernels.name) + " " + name + " " + std::to_string(m) + " " +
-                             std::to_string(n) + " " + std::to_string(k);
+    const std::string what = std::string(kernels.name) + " " + name + " " + std::to_string(m) +
+                             " " + std::to_string(n) + " " + std::to_string(k);
     compare(what, found, wanted, kSumTolerance);
   };
   check("gemm_nt", &Kernels::gemm_nt, m, k, n, k);
@@ -77,11 +79,13 @@ void check_gemms(const Kernels& kernels) {
 
 // Runs a kernel that changes `values` with both implementations.
 template <typename Run>
-void check_in_place(const Kernels& kernels, const char* name, const Floats& values, float tolerance, const Run& run) {
+void check_in_place(const Kernels& kernels, const char* name, const Floats& values, float tolerance,
+                    const Run& run) {
   Floats found = values, wanted = values;
   run(kernels, found);
   run(kScalarKernels, wanted);
-  compare(std::string(kernels.name) + " " + name + " " + std::to_string(values.size()), found, wanted, tolerance);
+  compare(std::string(kernels.name) + " " + name + " " + std::to_string(values.size()), found,
+          wanted, tolerance);
 }
 
 void check_reductions(const Kernels& kernels, int64_t n) {
@@ -102,18 +106,22 @@ void check_reductions(const Kernels& kernels, int64_t n) {
 
 void check_elementwise(const Kernels& kernels, int64_t n) {
   const Floats x = numbers(n), y = numbers(n);
-  check_in_place(kernels, "scale", x, kExact, [&](const Kernels& set, Floats& v) { set.scale(v.data(), n, 0.7f); });
-  check_in_place(kernels, "add", x, kExact, [&](const Kernels& set, Floats& v) { set.add(v.data(), y.data(), n); });
+  check_in_place(kernels, "scale", x, kExact,
+                 [&](const Kernels& set, Floats& v) { set.scale(v.data(), n, 0.7f); });
+  check_in_place(kernels, "add", x, kExact,
+                 [&](const Kernels& set, Floats& v) { set.add(v.data(), y.data(), n); });
   check_in_place(kernels, "rms_norm", x, kExpTolerance, [&](const Kernels& set, Floats& v) {
     set.rms_norm(x.data(), y.data(), n, 1e-5f, v.data());
   });
   check_in_place(kernels, "silu_gate", numbers(n, 20.0f), kExpTolerance,
                  [&](const Kernels& set, Floats& v) { set.silu_gate(v.data(), y.data(), n); });
   const Floats pairs = numbers(2 * n + 1);
-  check_in_place(kernels, "rope_interleaved", pairs, kExact,
-                 [&](const Kernels& set, Floats& v) { set.rope_interleaved(v.data(), x.data(), y.data(), n); });
-  check_in_place(kernels, "rope_half", pairs, kExact,
-                 [&](const Kernels& set, Floats& v) { set.rope_half(v.data(), x.data(), y.data(), n); });
+  check_in_place(kernels, "rope_interleaved", pairs, kExact, [&](const Kernels& set, Floats& v) {
+    set.rope_interleaved(v.data(), x.data(), y.data(), n);
+  });
+  check_in_place(kernels, "rope_half", pairs, kExact, [&](const Kernels& set, Floats& v) {
+    set.rope_half(v.data(), x.data(), y.data(), n);
+  });
 }
 
 void check_exp(const Kernels& kernels) {
