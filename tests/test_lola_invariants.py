@@ -155,10 +155,21 @@ def test_a_score_that_is_not_a_number_ranks_last() -> None:
     inputs.k[3] = np.nan
     layer = engine_layer(shape, random_weights(shape), lola.Config(8, 8, 7))
     layer.advance(inputs.q, inputs.k, inputs.v)
-    layer.advance(inputs.q[:0], inputs.k[:0], inputs.v[:0])  # no tokens: nothing moves
     assert layer.counts() == {"window": 8, "cache": 7, "absorbed": 9}
-    cached = layer.sections()["cache_position"]
-    assert (np.diff(cached, axis=1) > 0).all()
+    cached = layer.sections()["cache_position"][0]
+    assert 3 not in cached
+    assert (np.diff(cached) > 0).all()
+
+
+def test_no_tokens_change_nothing() -> None:
+    shape = Shape()
+    inputs = random_inputs(shape, 40)
+    layer = engine_layer(shape, random_weights(shape), lola.Config(8, 8, 5))
+    layer.advance(inputs.q, inputs.k, inputs.v)
+    before = layer.sections()
+    assert layer.advance(inputs.q[:0], inputs.k[:0], inputs.v[:0]).shape == (0, shape.heads, shape.head_dim)
+    for name, array in layer.sections().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 def test_a_layer_takes_the_bytes_that_its_config_says_and_no_more() -> None:

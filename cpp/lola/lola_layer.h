@@ -17,7 +17,7 @@ struct LolaLayer {
   const float* query_map;  // W of each query head, [heads, map_size, head_dim]
   const float* key_map;    // W of each query head, [heads, map_size, head_dim]
   const float* gate;       // g = sigmoid(window factor), [heads]
-  const float* kappa;      // of the policy `weighted_recall`, [heads]
+  const float* kappa;      // of the policy `weighted_recall`, 0 where nothing is known, [heads]
 };
 
 // Queries, keys and values of some tokens, float32, after RoPE; strides in floats from token to
