@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "bindings/bindings.h"
+#include "bindings/sampled_token.h"
 #include "memory/policies/policy_table.h"
 #include "models/batch.h"
 #include "models/model.h"
@@ -148,8 +149,8 @@ void save_session(const Session& session, const std::string& path, const std::st
   StateFile::save(session, path, {reinterpret_cast<const uint8_t*>(extra.data()), extra.size()});
 }
 
-SampledToken sample_token(const Session& session, Sampler& sampler, int top_logprobs) {
-  py::gil_scoped_release release;
+// Keeps the GIL: the call is short, and it keeps two threads out of one sampler.
+SampledToken sample_token(const Session& session, Sampler& sampler, int64_t top_logprobs) {
   const auto lock = session.use();
   if (session.logits().empty()) {
     throw UsageError("session: there is nothing to sample from before its first token");

@@ -55,8 +55,8 @@ class Generation:
         self._left = max_tokens
         self._top_logprobs = top_logprobs
         tokenizer = session.model.tokenizer
-        self._ends = tokenizer.end_of_generation if stop_at_end else frozenset()
-        self._text = TextStream(tokenizer)
+        self._ends = frozenset(tokenizer.end_ids) if stop_at_end else frozenset()
+        self._text = TextStream(tokenizer, start_of_text=session.position == 0)
         self._stop = StopMatcher([stop] if isinstance(stop, str) else stop)
         self.finished = max_tokens == 0
 

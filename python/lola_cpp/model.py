@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from .session import Session
-from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .options import SessionOptions
+    from .tokenizer import Tokenizer
 
 PathLike = str | os.PathLike[str]
 
@@ -82,6 +82,8 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """From the file's own metadata."""
+        from .tokenizer import Tokenizer  # numpy and tokenizers take most of the time of an import
+
         return Tokenizer.from_gguf(self._core.file)
 
     @cached_property
