@@ -10,8 +10,6 @@
 namespace lola {
 namespace {
 
-constexpr size_t kLanes =
-    16;  // independent accumulators, so that compilers use vectors in a fixed order of additions
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Turns the sign and magnitude of a float into an integer of the same order, and back: compilers
@@ -51,18 +49,18 @@ int32_t first_of(std::span<const float> logits, float max) {
 }
 
 double exp_sum(std::span<const float> logits, float max) {
-  constexpr size_t kBlock = 1024;  // a float sums few enough terms to stay exact to 1e-6
+  constexpr size_t kBlock = 1024;  // the terms of one pairwise sum in float
   std::array<float, kBlock> terms;
   double sum = 0.0;
   for (size_t start = 0; start < logits.size(); start += kBlock) {
     const size_t count = std::min(kBlock, logits.size() - start);
     for (size_t i = 0; i < count; ++i) terms[i] = exp_negative(logits[start + i] - max);
     std::fill(terms.begin() + static_cast<std::ptrdiff_t>(count), terms.end(), 0.0f);
-    std::array<float, kLanes> partial{};
-    for (size_t i = 0; i < kBlock; i += kLanes) {
-      for (size_t lane = 0; lane < kLanes; ++lane) partial[lane] += terms[i + lane];
+    // Halves are added pairwise: the order is fixed, and each addition is that of two vectors.
+    for (size_t width = kBlock / 2; width > 0; width /= 2) {
+      for (size_t i = 0; i < width; ++i) terms[i] += terms[i + width];
     }
-    for (const float lane : partial) sum += lane;
+    sum += terms[0];
   }
   return sum;
 }
@@ -71,7 +69,8 @@ std::vector<Candidate> best(std::span<const float> logits, int64_t k) {
   const size_t wanted = std::min(static_cast<size_t>(k), logits.size());
   if (wanted == 0) return {};
   std::vector<Candidate> kept;
-  kept.reserve(std::min(2 * wanted + kLanes, logits.size()));
+  const size_t room = 2 * wanted + 16;
+  kept.reserve(std::min(room, logits.size()));
   const auto prune = [&] {
     std::nth_element(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1),
                      kept.end(), better);
@@ -83,7 +82,7 @@ std::vector<Candidate> best(std::span<const float> logits, int64_t k) {
   for (size_t i = 0; i < logits.size(); ++i) {
     if (full && !(logits[i] > worst)) continue;
     kept.push_back({logits[i], static_cast<int32_t>(i)});
-    if (kept.size() >= 2 * wanted + kLanes) {
+    if (kept.size() >= room) {
       worst = prune();
       full = true;
     }

@@ -31,9 +31,12 @@ inline float exp_negative(float x) {
   // exp(x) = 2^n exp(r), |r| <= ln(2) / 2. Adding kRound leaves n = round(x / ln 2) in the low
   // bits.
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  constexpr float kSmallest =
-      -88.0f;  // n is -127 there, and the bits of 2^n come out as those of 0
-  const float bounded = x > kSmallest ? x : kSmallest;
+  // The smallest x: n is -127 there, and the bits of 2^n come out as those of 0. The bits of
+  // negative floats grow with their magnitude; compilers make no vector code of a float comparison
+  // here.
+  constexpr uint32_t kSmallest = std::bit_cast<uint32_t>(-88.0f);
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const float bounded = std::bit_cast<float>(bits < kSmallest ? bits : kSmallest);
   const float shifted = bounded * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
