@@ -20,7 +20,7 @@ inline __m512 load16(const uint8_t* values, BF16) {
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
 // vpdpbusd multiplies unsigned with signed bytes. Weights are the unsigned ones, as q + 128, and
-// the sums start at -128 * sum(a), which the activations carry: the products are exact for any q.
+// the sums start at -128 * sum(a), which a panel finds in the activations: exact for any q.
 struct Avx512Ops : Avx2Steps {
   static constexpr int kPanelRows = 32;
 
@@ -44,22 +44,21 @@ struct Avx512Ops : Avx2Steps {
     alignas(64) float scales[16];
     multiply_scales<Reader>(chunk, a, scales, sum.mins);
     const __m512 all_scales = _mm512_load_ps(scales);
-    const __m512i offsets = kHalves ? load512(a.offset16)
-                                    : _mm512_castsi256_si512(load256(a.offset32));
     // Lane i of register r belongs to group i / kLanes + r * 16 / kLanes.
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i group0 = _mm512_srli_epi32(lane, kHalves ? 2 : 3);
-    constexpr auto kFirstLanes = static_cast<__mmask16>(kHalves ? 0x1111 : 0x0101);
+    const __m512i offset = _mm512_set1_epi8(-128);
     LOLA_UNROLL
     for (int i = 0; i < 4; ++i) {
       const __m512i group = _mm512_add_epi32(group0, _mm512_set1_epi32(i * 16 / kLanes));
       __m512i w = load512(chunk.q + i * 64);
+      const __m512i four = load512(a.q + i * 64);
       __m512i products = _mm512_setzero_si512();
-      if (Reader::kMaxQ == 0) {
-        w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
-        products = _mm512_maskz_permutexvar_epi32(kFirstLanes, group, offsets);
+      if (Reader::kMaxQ == 0) {  // corrected lane by lane: the float sums must not cancel
+        w = _mm512_xor_si512(w, offset);
+        products = _mm512_sub_epi32(products, _mm512_dpbusd_epi32(products, offset, four));
       }
-      products = _mm512_dpbusd_epi32(products, w, load512(a.q + i * 64));
+      products = _mm512_dpbusd_epi32(products, w, four);
       const __m512 scale = _mm512_permutexvar_ps(group, all_scales);
       sum.products[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum.products[i]);
     }
