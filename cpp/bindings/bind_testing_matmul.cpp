@@ -20,6 +20,7 @@ using Job = std::tuple<uint32_t, py::array_t<uint8_t>, int64_t, std::optional<py
                        py::array_t<float>, bool>;
 
 int64_t row_stride(const py::array_t<float>& array) {
+  if (array.ndim() == 2 && array.size() == 0) return array.shape(1);
   if (array.ndim() != 2 || array.strides(1) != sizeof(float)) {
     throw UsageError("array: wanted two dimensions, the last one without gaps");
   }

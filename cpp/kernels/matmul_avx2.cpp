@@ -244,6 +244,6 @@ struct Avx2Ops : Avx2Steps {
 
 }  // namespace
 
-const MatmulKernels kMatmulAvx2 = matmul_kernels<Avx2Ops>();
+constinit const MatmulKernels kMatmulAvx2 = matmul_kernels<Avx2Ops>();
 
 }  // namespace lola

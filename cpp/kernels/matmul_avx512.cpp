@@ -216,6 +216,6 @@ struct Avx512Ops : Avx2Steps {
 
 }  // namespace
 
-const MatmulKernels kMatmulAvx512 = matmul_kernels<Avx512Ops>();
+constinit const MatmulKernels kMatmulAvx512 = matmul_kernels<Avx512Ops>();
 
 }  // namespace lola

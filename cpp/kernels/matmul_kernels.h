@@ -52,6 +52,6 @@ struct MatmulKernels {
 extern const MatmulKernels kMatmulScalar;
 extern const MatmulKernels kMatmulAvx2;
 extern const MatmulKernels kMatmulAvx512;  // needs F, BW, DQ, VL and VNNI
-extern const MatmulKernels kMatmulNeon;
+extern const MatmulKernels kMatmulNeon;  // uses the dot product extension where it is present
 
 }  // namespace lola

@@ -2,6 +2,6 @@
 
 namespace lola {
 
-const MatmulKernels kMatmulScalar = matmul_kernels<PlainOps>();
+constinit const MatmulKernels kMatmulScalar = matmul_kernels<PlainOps>();
 
 }  // namespace lola
