@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lola_cpp._core import FormatError, Sampler, UsageError
 from numpy.typing import NDArray
+
+from lola_cpp._core import FormatError, Sampler, UsageError
 
 INF = float("inf")
 Floats = NDArray[np.float32]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lola_cpp._core import FormatError, UnsupportedError, UsageError
 
 from lola_cpp import _core
+from lola_cpp._core import FormatError, UnsupportedError, UsageError
 from lola_cpp._pretokenizers import PRE_TOKENIZATIONS
 from lola_cpp.tokenizer import Tokenizer
 
