@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,7 +24,7 @@ namespace py = pybind11;
 namespace lola {
 namespace {
 
-using Tokens = py::array_t<int32_t, py::array::c_style>;
+using Tokens = py::array_t<int64_t, py::array::c_style>;
 
 // Python only hands out shared, immutable models; pybind11's holders want a non-const type.
 using ModelHandle = std::shared_ptr<Model>;
@@ -32,28 +33,40 @@ ModelHandle handle(std::shared_ptr<const Model> model) {
   return std::const_pointer_cast<Model>(std::move(model));
 }
 
+template <typename T>
+T option(const std::string& name, const py::handle& value, const char* wanted) {
+  try {
+    return py::cast<T>(value);
+  } catch (const py::cast_error&) {
+    throw py::type_error(message("session: ", name, ": found ", py::cast<std::string>(py::repr(value)),
+                                 ", wanted ", wanted));
+  }
+}
+
 SessionConfig session_config(const Model& model, const py::dict& options) {
   SessionConfig config{model.attention().defaults, model.hyperparameters().training_context};
   for (const auto& [key, value] : options) {
     const std::string name = py::cast<std::string>(key);
+    const auto number = [&, &value = value] { return option<int64_t>(name, value, "an integer"); };
+    const auto text = [&, &value = value] { return option<std::string>(name, value, "a string"); };
     if (name == "window_size") {
-      config.lola.window_size = py::cast<int64_t>(value);
+      config.lola.window_size = number();
     } else if (name == "chunk_size") {
-      config.lola.chunk_size = py::cast<int64_t>(value);
+      config.lola.chunk_size = number();
     } else if (name == "sparse_size") {
-      config.lola.sparse_size = py::cast<int64_t>(value);
+      config.lola.sparse_size = number();
     } else if (name == "sparse_scope") {
-      config.lola.scope = find_scope(py::cast<std::string>(value));
+      config.lola.scope = find_scope(text());
     } else if (name == "policy") {
-      config.lola.policy = &find_policy(py::cast<std::string>(value));
+      config.lola.policy = &find_policy(text());
     } else if (name == "mixing") {
-      config.lola.mixing = find_mixing(py::cast<std::string>(value));
+      config.lola.mixing = find_mixing(text());
     } else if (name == "pair_type") {
-      config.lola.pair_type = find_pair_type(py::cast<std::string>(value));
+      config.lola.pair_type = find_pair_type(text());
     } else if (name == "policy_seed") {
-      config.lola.seed = py::cast<uint64_t>(value);
+      config.lola.seed = option<uint64_t>(name, value, "an integer from 0 to 2^64 - 1");
     } else if (name == "context_length") {
-      config.context_length = py::cast<int64_t>(value);
+      config.context_length = number();
     } else {
       throw py::type_error("session: unexpected keyword argument '" + name + "'");
     }
@@ -108,7 +121,18 @@ Progress python_progress(const py::object& callback) {
 
 std::vector<int32_t> to_vector(const Tokens& tokens) {
   if (tokens.ndim() != 1) throw UsageError("tokens: wanted a list or an array of one dimension");
-  return {tokens.data(), tokens.data() + tokens.size()};
+  std::vector<int32_t> ids;
+  for (const int64_t id : std::span(tokens.data(), static_cast<size_t>(tokens.size()))) {
+    if (!std::in_range<int32_t>(id)) {
+      throw UsageError(message("tokens: found id ", id, ", wanted a number of 32 bits"));
+    }
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+void check_session_tokens(const Session& session, const Tokens& ids) {
+  check_tokens(session, to_vector(ids));
 }
 
 void advance_sessions(const std::vector<std::pair<Session*, Tokens>>& items,
@@ -175,6 +199,7 @@ void bind_session(py::module_& module) {
       .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
       .def_property_readonly("logits", &logits_array)
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
+      .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
       .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"))
       .def("save", &save_session, py::arg("path"), py::arg("extra"));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "lola/feature_map.h"
@@ -88,20 +89,18 @@ LolaConfig read_defaults(const GgufFile& file) {
 void check_names(const GgufFile& file, const Hyperparameters& h) {
   constexpr const char* kParts[] = {"attn_q",   "attn_k", "attn_v",  "attn_output",
                                     "ffn_gate", "ffn_up", "ffn_down"};
-  std::vector<std::string> known = {"attn_lola_fq.weight", "attn_lola_fk.weight",
-                                    "attn_lola_window.weight", "attn_lola_kappa.weight"};
-  for (const char* part : kParts) {
-    known.push_back(std::string(part) + ".weight.lora_a");
-    known.push_back(std::string(part) + ".weight.lora_b");
+  constexpr const char* kLolaTensors[] = {"attn_lola_fq.weight", "attn_lola_fk.weight",
+                                          "attn_lola_window.weight", "attn_lola_kappa.weight"};
+  std::unordered_set<std::string> known;
+  for (int64_t i = 0; i < h.layers; ++i) {
+    for (const char* name : kLolaTensors) known.insert(layer_tensor(i, name));
+    for (const char* part : kParts) {
+      known.insert(layer_tensor(i, part) + ".weight.lora_a");
+      known.insert(layer_tensor(i, part) + ".weight.lora_b");
+    }
   }
   for (const GgufTensor& tensor : file.tensors()) {
-    bool found = false;
-    for (int64_t i = 0; i < h.layers && !found; ++i) {
-      const std::string prefix = layer_tensor(i, "");
-      found = tensor.name.starts_with(prefix) &&
-              std::count(known.begin(), known.end(), tensor.name.substr(prefix.size())) > 0;
-    }
-    if (!found) {
+    if (!known.contains(tensor.name)) {
       wrong(file, "tensor '" + tensor.name + "'", "a name no layer of the model has",
             "feature maps, gates, kappa and LoRA of layers 0 to " + std::to_string(h.layers - 1));
     }

@@ -10,27 +10,6 @@
 namespace lola {
 namespace {
 
-void check(const Advance& advance, const Model& model) {
-  const Session& session = *advance.session;
-  if (session.model().get() != &model) {
-    throw UsageError("batch: all sessions must be of the same model");
-  }
-  const int64_t vocabulary = model.hyperparameters().vocabulary;
-  for (size_t i = 0; i < advance.tokens.size(); ++i) {
-    if (advance.tokens[i] < 0 || advance.tokens[i] >= vocabulary) {
-      throw UsageError(
-          message("token ", i, ": found id ", advance.tokens[i], ", wanted 0 to ", vocabulary - 1));
-    }
-  }
-  const int64_t capacity = session.config().context_length;
-  const int64_t end = session.position() + static_cast<int64_t>(advance.tokens.size());
-  if (session.layout().has_kv() && end > capacity) {
-    throw UsageError(message(
-        "session is full: ", session.position(), " tokens seen and ", advance.tokens.size(),
-        " more, but the KV cache of its softmax layers ", "holds context_length = ", capacity));
-  }
-}
-
 // The next pass: every session that has tokens left gets a fair share of the rows.
 std::vector<Segment> next_pass(std::span<const Advance> advances, std::vector<size_t>& done) {
   std::vector<size_t> open;
@@ -58,6 +37,22 @@ std::vector<Segment> next_pass(std::span<const Advance> advances, std::vector<si
 
 }  // namespace
 
+void check_tokens(const Session& session, std::span<const int32_t> tokens) {
+  const int64_t vocabulary = session.model()->hyperparameters().vocabulary;
+  for (int32_t token : tokens) {
+    if (token < 0 || token >= vocabulary) {
+      throw UsageError(message("tokens: found id ", token, ", wanted 0 to ", vocabulary - 1));
+    }
+  }
+  const int64_t capacity = session.config().context_length;
+  const int64_t end = session.position() + static_cast<int64_t>(tokens.size());
+  if (session.layout().has_kv() && end > capacity) {
+    throw UsageError(message("session is full: ", session.position(), " tokens seen and ",
+                             tokens.size(), " more, but the KV cache of its softmax layers ",
+                             "holds context_length = ", capacity));
+  }
+}
+
 void advance_batch(std::span<const Advance> advances, const Progress& progress) {
   if (advances.empty()) return;
   const Model& model = *advances.front().session->model();
@@ -68,7 +63,10 @@ void advance_batch(std::span<const Advance> advances, const Progress& progress) 
       throw UsageError("batch: a session stands in it twice");
     }
     locks.push_back(advance.session->use());
-    check(advance, model);
+    if (advance.session->model().get() != &model) {
+      throw UsageError("batch: all sessions must be of the same model");
+    }
+    check_tokens(*advance.session, advance.tokens);
   }
   const Model::WorkspaceHandle workspace = model.borrow_workspace();
   std::vector<size_t> done(advances.size(), 0);

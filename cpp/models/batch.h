@@ -24,6 +24,9 @@ using Progress = std::function<void(int64_t done)>;
 // cancellation.
 inline constexpr int64_t kPassTokens = 512;
 
+// UsageError where the session cannot take these tokens: ids out of range, or a KV cache too small.
+void check_tokens(const Session& session, std::span<const int32_t> tokens);
+
 // All sessions are of one model, and none stands twice. Afterwards each holds the logits of its
 // last token.
 void advance_batch(std::span<const Advance> advances, const Progress& progress);

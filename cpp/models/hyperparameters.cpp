@@ -81,6 +81,12 @@ int64_t read_vocabulary(const GgufFile& file) {
     throw FormatError(message(file.path(), ": tensor 'token_embd.weight': wanted [vocabulary <= ",
                               kMaxVocabulary, ", dim]"));
   }
+  const auto tokens = file.find_string_array("tokenizer.ggml.tokens");
+  if (tokens && static_cast<int64_t>(tokens->size()) != embedding.shape[0]) {
+    throw FormatError(message(file.path(), ": tokenizer.ggml.tokens: found ", tokens->size(),
+                              " tokens, wanted ", embedding.shape[0],
+                              ", the rows of tensor 'token_embd.weight'"));
+  }
   return embedding.shape[0];
 }
 
@@ -131,9 +137,9 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
                                    value_length, ", supported: the key length, ", h.head_dim));
   }
   h.norm_eps = static_cast<float>(file.get_float(prefix + "attention.layer_norm_rms_epsilon"));
-  if (!(h.norm_eps >= 0.0f)) {
+  if (!(h.norm_eps >= 0.0f) || !std::isfinite(h.norm_eps)) {
     throw FormatError(message(file.path(), ": ", prefix, "attention.layer_norm_rms_epsilon: found ",
-                              h.norm_eps, ", wanted 0 or more"));
+                              h.norm_eps, ", wanted a finite number of 0 or more"));
   }
   h.training_context = file.find_int(prefix + "context_length", 1, kMaxContext).value_or(2048);
   h.vocabulary = read_vocabulary(file);

@@ -161,7 +161,11 @@ void Pass::keep_logits() {
   row = 0;
   for (const Segment& segment : segments_) {
     row += static_cast<int64_t>(segment.tokens.size());
-    if (!segment.keep_logits) continue;
+    if (!segment.keep_logits) {
+      // Those from before are not of the last token any more.
+      if (segment.logprobs == nullptr) segment.session->logits_.clear();
+      continue;
+    }
     // Rows only move towards the front, so no row is overwritten before it is read.
     executor_.copy(w_.x + static_cast<int64_t>(kept.size()) * h_.dim, w_.x + (row - 1) * h_.dim,
                    h_.dim * static_cast<int64_t>(sizeof(float)));

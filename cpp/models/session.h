@@ -60,7 +60,7 @@ class Session {
   const SessionConfig& config() const { return config_; }
   const SessionLayout& layout() const { return layout_; }
   int64_t position() const { return position_; }  // tokens seen
-  // [vocabulary], empty before the first token.
+  // [vocabulary], empty before the first token and after a prompt that was interrupted.
   std::span<const float> logits() const { return logits_; }
 
   // A copy that continues on its own.

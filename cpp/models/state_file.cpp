@@ -145,6 +145,26 @@ std::span<const uint8_t> array_bytes(const GgufFile& file, const StateArray& arr
   return {data, bytes};
 }
 
+int64_t read_position(const GgufFile& file, const SessionLayout& layout,
+                      const SessionConfig& config) {
+  return file.get_int("state.position", 0, layout.has_kv() ? config.context_length : kMaxPosition);
+}
+
+// The session of the file's configuration. The arrays are checked before it takes memory, so that a
+// file cannot ask for more than it brings.
+std::unique_ptr<Session> empty_session(const GgufFile& file, std::shared_ptr<const Model> model) {
+  try {
+    const SessionConfig config = read_config(file);
+    const SessionLayout layout(*model, config);
+    for (const StateArray& array : state_arrays(layout, read_position(file, layout, config))) {
+      array_bytes(file, array, config.lola.pair_type);
+    }
+    return std::make_unique<Session>(std::move(model), config);
+  } catch (const UsageError& error) {
+    throw FormatError(message(file.path(), ": ", error.what()));
+  }
+}
+
 }  // namespace
 
 void StateFile::save(const Session& session, const std::string& path,
@@ -197,14 +217,9 @@ StateFile::Loaded StateFile::load(std::shared_ptr<const Model> model, const std:
   const auto file = GgufFile::open(path);
   check_owner(*file, *model);
   Loaded loaded;
-  try {
-    loaded.session = std::make_unique<Session>(model, read_config(*file));
-  } catch (const UsageError& error) {
-    throw FormatError(message(path, ": ", error.what()));
-  }
+  loaded.session = empty_session(*file, model);
   Session& session = *loaded.session;
-  const int64_t limit = session.layout_.has_kv() ? session.config_.context_length : kMaxPosition;
-  session.position_ = file->get_int("state.position", 0, limit);
+  session.position_ = read_position(*file, session.layout_, session.config_);
   const GgufValue* extra = file->find("state.extra");
   if (extra == nullptr || extra->type != GgufType::kArray || extra->element_type != GgufType::kU8) {
     throw FormatError(message(path, ": state.extra: wanted an array of u8"));
@@ -223,7 +238,7 @@ StateFile::Loaded StateFile::load(std::shared_ptr<const Model> model, const std:
       next += range.bytes;
     }
   }
-  if (session.position_ > 0) {
+  if (file->find_tensor("logits") != nullptr) {
     session.logits_ = read_floats(*file, "logits", {model->hyperparameters().vocabulary});
   }
   hasher.add(session.logits_.data(), session.logits_.size() * sizeof(float));

@@ -44,6 +44,7 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
     int64_t width = 0;
     for (const auto& [array, columns] : arrays) width += columns;
     const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(float));
+    rows_ = 0;
     activations_ = Buffer();
     activations_ = model_.backend().allocate(bytes, "activations of a pass");
     float* next = activations_.as<float>();
@@ -55,6 +56,7 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
   }
   if (logit_rows > logit_rows_) {
     const int64_t bytes = logit_rows * h.vocabulary * static_cast<int64_t>(sizeof(float));
+    logit_rows_ = 0;
     logits_ = Buffer();
     logits_ = model_.backend().allocate(bytes, "logits");
     logits = logits_.as<float>();

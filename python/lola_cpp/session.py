@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from . import _core
@@ -32,6 +34,7 @@ class Session:
         self.pending: list[int] = []  # sampled, but not yet through the model
         self.sampler: _core.Sampler | None = None  # of the latest generation; saved and forked with the session
         self._core = core
+        self._in_use = threading.RLock()
 
     @property
     def position(self) -> int:
@@ -57,10 +60,12 @@ class Session:
         """Reads a prompt: a text (begin-of-text is added at position 0 where the model wants it) or token ids.
 
         progress is called between passes of at most 512 tokens with the tokens done. Ctrl-C takes effect there too; the
-        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError for ids out of range.
+        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError, and reads nothing, for
+        ids out of range and where the KV cache of softmax layers has no room for the prompt.
         """
-        self.pending.extend(self._tokens(prompt))
-        advance([self], progress)
+        with self.used_by_this_thread():
+            self.pending.extend(self._tokens(prompt))
+            advance([self], progress)
 
     def generate(
         self,
@@ -110,18 +115,19 @@ class Session:
             sampler = _core.Sampler(**sampling)
         elif sampling:
             raise _core.UsageError(f"sampler: found together with {', '.join(sampling)}, wanted one or the other")
-        tokens = self._tokens(prompt)
-        generation = Generation(
-            self,
-            sampler,
-            max_tokens=max_tokens,
-            stop=stop,
-            stop_at_end=stop_at_end,
-            top_logprobs=top_logprobs,
-        )
-        sampler.accept(tokens)
-        self.pending.extend(tokens)
-        self.sampler = sampler
+        with self.used_by_this_thread():
+            tokens = self._tokens(prompt)
+            generation = Generation(
+                self,
+                sampler,
+                max_tokens=max_tokens,
+                stop=stop,
+                stop_at_end=stop_at_end,
+                top_logprobs=top_logprobs,
+            )
+            sampler.accept(tokens)
+            self.pending.extend(tokens)
+            self.sampler = sampler
         return generation
 
     def sample(
@@ -134,11 +140,12 @@ class Session:
     def score(self, text: str | Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Reads tokens like append; returns the log-probability of each given all before it.
 
-        The first is NaN in a session that has seen nothing. No logits are kept.
+        The first is NaN in a session that has seen nothing. What an exception (Ctrl-C, say) keeps from being read is dropped.
         """
-        tokens = self._tokens(text)
-        advance([self])
-        return self._core.score(tokens, progress)
+        with self.used_by_this_thread():
+            tokens = self._tokens(text)
+            advance([self])
+            return self._core.score(tokens, progress)
 
     def fork(self) -> Session:
         """An independent copy that continues bit for bit as this one would."""
@@ -161,14 +168,24 @@ class Session:
         try:
             fields = json.loads(extra)
             pending, sampler = fields["pending"], fields["sampler"]
-            if not all(type(token) is int for token in pending):
+            if not all(type(token) is int and 0 <= token < model.info.vocabulary for token in pending):
                 raise ValueError("pending: wanted a list of token ids")
             session.pending = list(pending)
             if sampler is not None:
                 session.sampler = _core.Sampler.load(bytes.fromhex(sampler))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _core.FormatError(f"{source}: state.extra is not what save() writes: {error}") from error
         return session
+
+    @contextmanager
+    def used_by_this_thread(self) -> Iterator[None]:
+        """UsageError while another thread uses the session."""
+        if not self._in_use.acquire(blocking=False):
+            raise _core.UsageError("session: another thread is using it; one conversation is one thread at a time")
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def _stream(self, generation: Generation, progress: Progress | None) -> Iterator[Token]:
         while not generation.finished:
@@ -177,8 +194,10 @@ class Session:
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
-            return self.model.tokenize(prompt, add_special=self.position == 0)
-        return [int(token) for token in prompt]
+            prompt = self.model.tokenize(prompt, add_special=self.position == 0)
+        tokens = [int(token) for token in prompt]
+        self._core.check_tokens(self.pending + tokens)
+        return tokens
 
 
 def advance(sessions: Sequence[Session], progress: Progress | None = None) -> None:
@@ -186,10 +205,23 @@ def advance(sessions: Sequence[Session], progress: Progress | None = None) -> No
 
     What an exception (Ctrl-C, say) keeps from being read stays pending.
     """
-    waiting = [session for session in sessions if session.pending]
-    before = [session._core.position for session in waiting]
-    try:
-        _core.advance([(session._core, session.pending) for session in waiting], progress)
-    finally:
-        for session, position in zip(waiting, before, strict=True):
-            del session.pending[: session._core.position - position]
+    with ExitStack() as stack:
+        for session in sessions:
+            stack.enter_context(session.used_by_this_thread())
+        waiting = [session for session in sessions if session.pending]
+        positions = [session._core.position for session in waiting]
+
+        def drop_what_was_read() -> None:
+            for i, session in enumerate(waiting):
+                del session.pending[: session._core.position - positions[i]]
+                positions[i] = session._core.position
+
+        def after_pass(done: int) -> None:
+            drop_what_was_read()
+            if progress is not None:
+                progress(done)
+
+        try:
+            _core.advance([(session._core, session.pending) for session in waiting], after_pass)
+        finally:
+            drop_what_was_read()
