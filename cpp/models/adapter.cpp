@@ -43,9 +43,8 @@ void check_base(const GgufFile& file, const Hyperparameters& h) {
             std::to_string(wanted) + ", as the model has");
     }
   };
-  const std::string architecture = file.get_string("general.architecture");
-  if (&find_architecture(architecture) != h.architecture) {
-    wrong(file, "general.architecture", "'" + architecture + "'",
+  if (&find_architecture(file) != h.architecture) {
+    wrong(file, "general.architecture", message("'", file.get_string("general.architecture"), "'"),
           std::string("'") + h.architecture->name + "', as the model has");
   }
   check("block_count", h.layers);

@@ -18,7 +18,8 @@ constexpr Architecture kArchitectures[] = {
 
 std::span<const Architecture> architectures() { return kArchitectures; }
 
-const Architecture& find_architecture(std::string_view name) {
+const Architecture& find_architecture(const GgufFile& file) {
+  const std::string name = file.get_string("general.architecture");
   std::string_view base = name;
   if (base.starts_with(kOneFilePrefix)) base.remove_prefix(kOneFilePrefix.size());
   std::string known;
@@ -27,7 +28,7 @@ const Architecture& find_architecture(std::string_view name) {
     known += known.empty() ? "" : ", ";
     known += architecture.name;
   }
-  throw UnsupportedError(message("general.architecture: found '", name, "', supported: ", known));
+  throw UnsupportedError(message(file.path(), ": general.architecture: found '", name, "', supported: ", known));
 }
 
 }  // namespace lola

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "backend/backend.h"
+#include "gguf/gguf_reader.h"
 
 namespace lola {
 
@@ -17,8 +18,9 @@ struct Architecture {
 
 std::span<const Architecture> architectures();
 
-// "lola-llama" (the one-file form) is found as "llama". UnsupportedError lists the names.
-const Architecture& find_architecture(std::string_view name);
+// By general.architecture; "lola-llama" (the one-file form) is found as "llama". UnsupportedError
+// lists the names.
+const Architecture& find_architecture(const GgufFile& file);
 
 // Prefix of the one-file form's architecture name.
 inline constexpr std::string_view kOneFilePrefix = "lola-";

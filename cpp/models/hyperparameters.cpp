@@ -37,7 +37,8 @@ void read_rope_scaling(const GgufFile& file, const std::string& prefix, RopePara
     rope.scaling = RopeScaling::kLinear;
   } else if (type == "yarn") {
     rope.scaling = RopeScaling::kYarn;
-    rope.original_context = positive(file, prefix + "rope.scaling.original_context_length", 0.0);
+    rope.original_context = static_cast<double>(
+        file.get_int(prefix + "rope.scaling.original_context_length", 1, kMaxContext));
     rope.beta_fast = positive(file, prefix + "rope.scaling.yarn_beta_fast", 32.0);
     rope.beta_slow = positive(file, prefix + "rope.scaling.yarn_beta_slow", 1.0);
     const double by_paper = 0.1 * std::log(rope.factor) + 1.0;  // YaRN, arXiv 2309.00071, eq. 22
@@ -105,9 +106,8 @@ int64_t read_count(const GgufFile& file, const std::string& key, int64_t max) {
 
 Hyperparameters read_hyperparameters(const GgufFile& file) {
   Hyperparameters h;
-  const std::string architecture = file.get_string("general.architecture");
-  h.architecture = &find_architecture(architecture);
-  h.key_prefix = architecture + ".";
+  h.architecture = &find_architecture(file);
+  h.key_prefix = file.get_string("general.architecture") + ".";
   const std::string& prefix = h.key_prefix;
   h.name = file.find_string("general.name").value_or("");
   if (file.find_int(prefix + "expert_count", 0, kMaxWidth).value_or(0) > 0) {

@@ -13,10 +13,6 @@ constexpr int64_t kMaxSessionBytes = int64_t{1} << 46;
 
 SessionConfig checked(const Model& model, SessionConfig config) {
   config.lola.sparse_size = sparse_capacity(config.lola);
-  if (config.context_length < 1) {
-    throw UsageError(
-        message("context_length: found ", config.context_length, ", wanted 1 or more"));
-  }
   for (const AttentionLayer& layer : model.attention().layers) {
     if (layer.lola) validate(config.lola, layer.lola->shape);
   }
@@ -26,6 +22,10 @@ SessionConfig checked(const Model& model, SessionConfig config) {
 }  // namespace
 
 SessionLayout::SessionLayout(const Model& model, const SessionConfig& config) {
+  if (config.context_length < 1) {
+    throw UsageError(
+        message("context_length: found ", config.context_length, ", wanted 1 or more"));
+  }
   const Hyperparameters& h = model.hyperparameters();
   logits_bytes_ = h.vocabulary * static_cast<int64_t>(sizeof(float));
   for (const AttentionLayer& layer : model.attention().layers) {

@@ -328,17 +328,21 @@ def write_adapter(path: Path, config: TinyConfig, adapter: TinyAdapter, weights:
         writer.add_uint32(f"adapter.lola.base.{key}", value)
     writer.add_float32("adapter.lola.base.rope_freq_base", config.rope_theta)
     for name, value in weights.items():
-        target, data = _adapter_tensor(name, value, config)
+        target, data = _adapter_tensor(name, value, config, adapter.skip_connection)
         writer.add_tensor(target, np.ascontiguousarray(data))
     _finish(writer)
 
 
-def _adapter_tensor(name: str, value: np.ndarray, config: TinyConfig) -> tuple[str, np.ndarray]:
+def _adapter_tensor(
+    name: str, value: np.ndarray, config: TinyConfig, skip_connection: bool
+) -> tuple[str, np.ndarray]:
     layer, part = name.removeprefix("model.layers.").split(".self_attn.")
     if part == "window_factors":
         return f"blk.{layer}.attn_lola_window.weight", value.reshape(-1)
     if part.startswith("feature_map_"):
         rows = permuted_rows(1, config.head_dim) if config.permuted else np.arange(config.head_dim)
+        if skip_connection:  # x + W'x: features must stand in the order of x
+            value = value[:, :, rows]
         # [heads, d, f] -> [heads, f, d]: GGUF lists d first because it is the fastest dimension.
         return f"blk.{layer}.attn_lola_f{part[12]}.weight", value[:, rows, :].transpose(0, 2, 1)
     projection = {"q": "q", "k": "k", "v": "v", "o": "output"}[part[0]]

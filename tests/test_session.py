@@ -1,0 +1,582 @@
+"""Sessions: the same answer however a text is cut, forked, saved, batched or interrupted."""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lola_cpp import Batch, Model, Sampler, Session, UsageError
+from lola_cpp._core import GgufFile
+from reference import tiny_gguf
+from reference.tiny_gguf import TinyAdapter, tiny
+
+# float32 sums of the same terms in another order, through two layers; 1e-6 is usual.
+ROUNDING = 1e-4
+PASS_TOKENS = 512
+CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2)
+ADAPTERS = {
+    "lola": TinyAdapter(feature_dim=8),
+    "softmax": None,
+    "hybrid": TinyAdapter(feature_dim=8, softmax_layers=(0,)),
+}
+BOS, EOS = 0, 1
+FIRST_BYTE = 2  # the token of the first of the 256 stand-ins for bytes
+SAMPLING = {"temperature": 3.0, "top_p": 0.99, "repetition_penalty": 1.2, "seed": 7}
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(x) for x in np.random.default_rng(seed).integers(2, CONFIG.vocab_size, count)]
+
+
+def make_model(folder: Path, kind: str, seed: int = 0) -> Model:
+    adapter, folder = ADAPTERS[kind], folder / f"{kind}{seed}"
+    folder.mkdir()
+    tiny_gguf.write_model(folder / "m.gguf", CONFIG, tiny_gguf.random_weights(CONFIG, seed=seed, std=0.12))
+    if adapter is None:
+        return Model(folder / "m.gguf", threads=1)
+    tiny_gguf.write_adapter(folder / "a.gguf", CONFIG, adapter, tiny_gguf.random_adapter(CONFIG, adapter))
+    return Model(folder / "m.gguf", folder / "a.gguf", threads=1)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    return {kind: make_model(tmp_path_factory.mktemp("models"), kind) for kind in ADAPTERS}
+
+
+@pytest.fixture(params=ADAPTERS)
+def model(request: pytest.FixtureRequest, models: dict[str, Model]) -> Model:
+    return models[request.param]
+
+
+@pytest.fixture
+def lola(models: dict[str, Model]) -> Model:
+    return models["lola"]
+
+
+def read(model: Model, tokens: list[int], **options: object) -> Session:
+    session = model.session(**options)
+    session.append(tokens)
+    return session
+
+
+def assert_same_logits(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert np.abs(found - wanted).max() < ROUNDING * np.abs(wanted).max()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.float64(logits) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def cached_positions(session: Session, path: Path) -> list[list[int]]:
+    session.save(path)
+    file = GgufFile(str(path))
+    return [list(file.get(key)) for key in file.keys() if key.endswith("cache_position")]  # noqa: SIM118
+
+
+def only_tokens(*ids: int) -> dict[int, float]:
+    return dict.fromkeys(ids, 1000.0)
+
+
+def letters() -> list[int]:
+    vocabulary = tiny_gguf.vocabulary()
+    return [vocabulary.index(letter) for letter in "abcdefgh"]
+
+
+# --- However it is cut ---
+
+
+@pytest.mark.parametrize("cuts", [[1] * 150, [7, 100, 43], [16] * 9 + [6], [149, 1]])
+def test_any_split_of_a_prompt_gives_the_same_memories_and_logits(model: Model, cuts: list[int], tmp_path: Path) -> None:
+    tokens = random_tokens(150)
+    whole, split = read(model, tokens), model.session()
+    begin = 0
+    for size in cuts:
+        split.append(tokens[begin : begin + size])
+        begin += size
+    assert split.position == whole.position == 150
+    assert_same_logits(split.logits, whole.logits)
+    positions = cached_positions(whole, tmp_path / "whole.gguf")
+    assert cached_positions(split, tmp_path / "split.gguf") == positions
+    assert len(positions) == model.info.layers - model.info.softmax_layers
+
+
+def test_a_prompt_of_several_passes_gives_what_single_tokens_give(model: Model) -> None:
+    tokens = random_tokens(PASS_TOKENS + 40)
+    whole, single = read(model, tokens), model.session()
+    for token in tokens:
+        single.append([token])
+    assert_same_logits(single.logits, whole.logits)
+
+
+def test_progress_counts_the_tokens_of_each_pass(lola: Model) -> None:
+    seen: list[tuple[int, int]] = []
+    session = lola.session()
+    session.append(random_tokens(1100), progress=lambda done: seen.append((done, len(session.pending))))
+    assert seen == [(512, 588), (1024, 76), (1100, 0)]
+
+
+def test_a_text_begins_with_the_begin_of_text_token_only_at_position_0(lola: Model) -> None:
+    session = lola.session()
+    session.append("ab")
+    assert session.position == 3
+    session.append("ab")
+    assert session.position == 5
+    session.append([])
+    assert session.position == 5
+
+
+# --- Memory ---
+
+
+def test_the_bytes_of_a_session_are_known_before_and_stay_the_same(model: Model) -> None:
+    options = {"window_size": 32, "chunk_size": 8, "sparse_size": 5, "context_length": 128, "pair_type": "q8_0"}
+    wanted = model.session_bytes(**options)
+    session = model.session(**options)
+    for size in (1, 50, 60):
+        assert session.memory_bytes == wanted
+        session.append(random_tokens(size))
+    assert session.memory_bytes == wanted
+
+
+def test_only_softmax_layers_take_more_bytes_for_a_longer_context(models: dict[str, Model]) -> None:
+    bytes_of = {kind: [m.session_bytes(context_length=n) for n in (64, 128)] for kind, m in models.items()}
+    pair_bytes = 2 * CONFIG.kv_heads * CONFIG.head_dim * 2  # key and value in f16
+    assert {kind: b - a for kind, (a, b) in bytes_of.items()} == {
+        "lola": 0,
+        "softmax": 2 * 64 * pair_bytes,
+        "hybrid": 64 * pair_bytes,
+    }
+
+
+def test_the_config_of_a_session_is_what_was_asked_for_or_the_adapters(lola: Model) -> None:
+    assert lola.session().config == lola.session_defaults
+    config = lola.session(sparse_size=3, policy="recent").config
+    assert config == {**lola.session_defaults, "sparse_size": 3, "policy": "recent"}
+
+
+# --- Wrong use ---
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "problem"),
+    [
+        ({"windw_size": 3}, TypeError, "unexpected keyword argument 'windw_size'"),
+        ({"window_size": "64"}, TypeError, "window_size: found '64', wanted an integer"),
+        ({"window_size": 64.5}, TypeError, r"window_size: found 64\.5, wanted an integer"),
+        ({"sparse_size": 1 << 70}, TypeError, "sparse_size: found 1180591620717411303424, wanted an integer"),
+        ({"policy_seed": -1}, TypeError, "policy_seed: found -1, wanted an integer from 0"),
+        ({"policy": 3}, TypeError, "policy: found 3, wanted a string"),
+        ({"window_size": 0}, UsageError, "window_size: found 0, wanted 1 to"),
+        ({"chunk_size": -4}, UsageError, "chunk_size: found -4, wanted 1 to"),
+        ({"window_size": 20, "chunk_size": 8}, UsageError, "window_size: found 20, wanted a multiple of chunk_size, 8"),
+        ({"sparse_size": -1}, UsageError, "sparse_size: found -1, wanted 0 to"),
+        ({"policy": "best"}, UsageError, "policy: found 'best', wanted one of none"),
+        ({"mixing": "x"}, UsageError, "mixing: found 'x'"),
+        ({"sparse_scope": "x"}, UsageError, "scope: found 'x'"),
+        ({"pair_type": "q4_0"}, UsageError, "pair_type: found 'q4_0'"),
+        ({"context_length": 0}, UsageError, "context_length: found 0, wanted 1 or more"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(lola: Model, options: dict, error: type, problem: str) -> None:
+    for call in (lola.session, lola.session_bytes):
+        with pytest.raises(error, match=problem):
+            call(**options)
+
+
+@pytest.mark.parametrize("token", [-1, CONFIG.vocab_size, 2**31, 2**40, -(2**40)])
+def test_a_token_out_of_range_is_refused_and_nothing_is_read(lola: Model, token: int) -> None:
+    session = read(lola, [5])
+    for call in (session.append, session.score, session.generate):
+        with pytest.raises(UsageError, match=f"found id {token}, wanted"):
+            call([7, token])
+    assert (session.position, session.pending) == (1, [])
+    session.append([7])
+    np.testing.assert_array_equal(session.logits, read_split(lola, [5], [7]).logits)
+
+
+def read_split(model: Model, *parts: list[int]) -> Session:
+    session = model.session()
+    for part in parts:
+        session.append(part)
+    return session
+
+
+@pytest.mark.parametrize("kind", ["softmax", "hybrid"])
+def test_a_full_kv_cache_refuses_more_and_nothing_is_read(models: dict[str, Model], kind: str) -> None:
+    session = read(models[kind], random_tokens(15), context_length=20)
+    for call in (session.append, session.score, session.generate):
+        with pytest.raises(UsageError, match="session is full: 15 tokens seen and 6 more, .* context_length = 20"):
+            call(random_tokens(6))
+    assert (session.position, session.pending) == (15, [])
+    session.append(random_tokens(5))
+    assert session.position == 20
+
+
+def test_lola_layers_know_no_full_session(lola: Model) -> None:
+    assert read(lola, random_tokens(100), context_length=20).position == 100
+
+
+def test_there_is_nothing_to_sample_from_before_the_first_token(lola: Model) -> None:
+    session = lola.session()
+    assert session.logits.size == 0
+    with pytest.raises(UsageError, match="nothing to sample from before its first token"):
+        next(session.generate())
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_tokens": -1}, "max_tokens: found -1"),
+        ({"top_logprobs": -1}, "top_logprobs: found -1"),
+        ({"stop": ""}, "stop: found"),
+        ({"sampler": Sampler(), "seed": 3}, "sampler: found together with seed"),
+    ],
+)
+def test_an_impossible_generation_is_refused_before_it_starts(lola: Model, options: dict, problem: str) -> None:
+    session = lola.session()
+    with pytest.raises(UsageError, match=problem):
+        session.generate([5], **options)
+    assert session.position == 0
+
+
+# --- Copies ---
+
+
+def continued(session: Session, count: int = 20) -> list[tuple[int, float]]:
+    return [(token.id, token.logprob) for token in session.generate(max_tokens=count, sampler=session.sampler, stop_at_end=False)]
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLING], ids=["greedy", "sampled"])
+def test_a_fork_in_the_middle_of_a_stream_continues_bit_for_bit(model: Model, sampling: dict) -> None:
+    session = model.session()
+    stream = session.generate(random_tokens(40), max_tokens=30, stop_at_end=False, **sampling)
+    for _ in range(10):
+        next(stream)
+    assert len(session.pending) == 1
+    copy = session.fork()
+    assert (copy.position, copy.pending, copy.config) == (session.position, session.pending, session.config)
+    wanted = [(token.id, token.logprob) for token in stream]
+    assert continued(copy) == wanted
+    assert len(wanted) == 20
+    np.testing.assert_array_equal(copy.logits, session.logits)
+
+
+def test_a_fork_and_its_origin_do_not_disturb_each_other(model: Model) -> None:
+    session = read(model, random_tokens(40))
+    copy, logits = session.fork(), session.logits
+    copy.append(random_tokens(40, seed=1))
+    np.testing.assert_array_equal(session.logits, logits)
+    session.append([9])
+    np.testing.assert_array_equal(session.logits, read_split(model, random_tokens(40), [9]).logits)
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLING], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("pair_type", ["f32", "f16", "q8_0"])
+def test_a_saved_session_continues_bit_for_bit(model: Model, sampling: dict, pair_type: str, tmp_path: Path) -> None:
+    session = model.session(pair_type=pair_type, policy="random", policy_seed=2**64 - 1)
+    stream = session.generate(random_tokens(40), max_tokens=30, stop_at_end=False, **sampling)
+    for _ in range(10):
+        next(stream)
+    session.save(tmp_path / "state.gguf")
+    loaded = model.load_session(tmp_path / "state.gguf")
+    assert (loaded.position, loaded.pending, loaded.config) == (session.position, session.pending, session.config)
+    wanted = [(token.id, token.logprob) for token in stream]
+    assert continued(loaded) == wanted
+    np.testing.assert_array_equal(loaded.logits, session.logits)
+
+
+def test_a_session_saved_before_its_first_token_can_be_loaded(model: Model, tmp_path: Path) -> None:
+    model.session().save(tmp_path / "state.gguf")
+    loaded = model.load_session(tmp_path / "state.gguf")
+    assert (loaded.position, loaded.logits.size) == (0, 0)
+    loaded.append([5])
+    np.testing.assert_array_equal(loaded.logits, read(model, [5]).logits)
+
+
+def test_a_full_session_with_a_pending_token_can_be_loaded(models: dict[str, Model], tmp_path: Path) -> None:
+    session = models["softmax"].session(context_length=8)
+    list(session.generate(random_tokens(8), max_tokens=1))
+    session.save(tmp_path / "state.gguf")
+    loaded = models["softmax"].load_session(tmp_path / "state.gguf")
+    assert (loaded.position, loaded.pending) == (9, session.pending)
+
+
+def test_a_missing_state_file_is_a_file_not_found(lola: Model, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf"):
+        lola.load_session(tmp_path / "nowhere.gguf")
+
+
+# --- Batches ---
+
+
+def single(model: Model, prompt: list[int], count: int) -> list[int]:
+    return [token.id for token in model.session().generate(prompt, max_tokens=count, stop_at_end=False)]
+
+
+def test_a_batch_generates_what_single_sessions_do(model: Model) -> None:
+    prompts = [random_tokens(size, seed=size) for size in (3, 70, 1, 600)]
+    sessions, found = [model.session() for _ in prompts], {}
+    batch = Batch()
+    for session, prompt in zip(sessions, prompts, strict=True):
+        batch.add(session, prompt, max_tokens=12, stop_at_end=False)
+    for session, token in batch:
+        found.setdefault(id(session), []).append(token.id)
+    assert len(batch) == 0
+    assert [found[id(session)] for session in sessions] == [single(model, prompt, 12) for prompt in prompts]
+
+
+def test_sessions_join_and_leave_a_batch_between_steps(lola: Model) -> None:
+    first, second, third = lola.session(), lola.session(), lola.session()
+    batch = Batch()
+    found: dict[int, list[int]] = {id(s): [] for s in (first, second, third)}
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            for session, token in batch.step():
+                found[id(session)].append(token.id)
+
+    batch.add(first, random_tokens(20, seed=1), max_tokens=8, stop_at_end=False)
+    step(3)
+    batch.add(second, random_tokens(30, seed=2), max_tokens=20, stop_at_end=False)
+    step(3)
+    batch.remove(second)
+    batch.add(third, random_tokens(5, seed=3), max_tokens=1, stop_at_end=False)
+    step(4)
+    assert len(batch) == 0
+    assert found == {
+        id(first): single(lola, random_tokens(20, seed=1), 8),
+        id(second): single(lola, random_tokens(30, seed=2), 3),
+        id(third): single(lola, random_tokens(5, seed=3), 1),
+    }
+    assert second.position == 33
+    assert continued(second, 4)[0][0] == single(lola, random_tokens(30, seed=2), 4)[3]
+
+
+def test_a_batch_refuses_a_session_twice_and_sessions_of_two_models(lola: Model, tmp_path: Path) -> None:
+    session, stranger = lola.session(), make_model(tmp_path, "lola", seed=1).session()
+    for pair, problem in (((session, session), "stands in it twice"), ((session, stranger), "of the same model")):
+        batch = Batch()
+        for member in pair:
+            batch.add(member, [5], max_tokens=1)
+        with pytest.raises(UsageError, match=problem):
+            batch.step()
+
+
+# --- Streams ---
+
+
+def test_a_stop_string_ends_the_text_across_token_borders(lola: Model) -> None:
+    options = {"logit_bias": only_tokens(*letters()), "top_k": 8, "temperature": 500.0, "seed": 3}
+    free = list(lola.session().generate([5], max_tokens=60, **options))
+    text = "".join(token.text for token in free)
+    assert len(text) == 60
+    for stop in (text[20:23], text[30:36], text[5]):
+        tokens = list(lola.session().generate([5], max_tokens=60, stop=["zzz", stop], **options))
+        assert "".join(token.text for token in tokens) == text[: text.index(stop)]
+        assert [token.finish_reason for token in tokens] == [None] * (len(tokens) - 1) + ["stop"]
+        assert len(tokens) == text.index(stop) + len(stop)
+
+
+def test_what_may_be_a_stop_string_is_held_back_and_given_in_the_end(lola: Model) -> None:
+    a, b = letters()[:2]
+    options = {"logit_bias": only_tokens(a), "stop": "aab"}
+    tokens = list(lola.session().generate([b], max_tokens=4, **options))
+    assert [token.text for token in tokens] == ["", "", "a", "aaa"]
+    assert tokens[-1].finish_reason == "length"
+
+
+def test_streaming_never_yields_half_a_character(lola: Model) -> None:
+    first, second = FIRST_BYTE + 0xC3, FIRST_BYTE + 0xA9  # é
+    options = {"logit_bias": only_tokens(first, second), "top_k": 2, "temperature": 500.0, "seed": 1}
+    tokens = list(lola.session().generate([5], max_tokens=80, **options))
+    raw = bytes(token.id - FIRST_BYTE for token in tokens)
+    text = "".join(token.text for token in tokens)
+    assert text == raw.decode("utf-8", errors="replace")
+    assert text.count("é") > 5
+    for token, after in zip(tokens, tokens[1:], strict=False):
+        if token.id == first:
+            assert not token.text.endswith("\ufffd")
+            assert not (after.id == second) or after.text == "é"
+
+
+def test_the_reason_why_a_generation_ends_is_named(lola: Model) -> None:
+    ended = list(lola.session().generate([5], max_tokens=9, logit_bias=only_tokens(EOS)))
+    assert [(token.id, token.text, token.finish_reason) for token in ended] == [(EOS, "", "stop")]
+    going_on = list(lola.session().generate([5], max_tokens=3, stop_at_end=False, logit_bias=only_tokens(EOS)))
+    assert [token.finish_reason for token in going_on] == [None, None, "length"]
+    assert list(lola.session().generate([5], max_tokens=0)) == []
+
+
+def test_logprobs_are_the_log_softmax_of_the_logits_whatever_the_sampling(model: Model) -> None:
+    session = read(model, random_tokens(30))
+    for token in session.generate(max_tokens=8, top_logprobs=5, stop_at_end=False, **SAMPLING):
+        wanted = log_softmax(before) if (before := session_logits_before(session)) is not None else None
+        assert token.logprob == pytest.approx(wanted[token.id], abs=1e-5)
+        ids = [i for i, _ in token.top_logprobs]
+        assert ids == list(np.argsort(-wanted, kind="stable")[:5])
+        assert [p for _, p in token.top_logprobs] == pytest.approx(list(wanted[ids]), abs=1e-5)
+
+
+def session_logits_before(session: Session) -> np.ndarray:
+    """The logits that the pending token was sampled from."""
+    pending, session.pending = session.pending, []
+    logits = session.logits
+    session.pending = pending
+    return logits
+
+
+def test_score_gives_the_log_probability_of_each_token_given_all_before(model: Model) -> None:
+    tokens = random_tokens(80)
+    session, step = read(model, tokens[:10]), read(model, tokens[:10])
+    found = session.score(tokens[10:])
+    for token, logprob in zip(tokens[10:], found, strict=True):
+        assert logprob == pytest.approx(log_softmax(step.logits)[token], rel=ROUNDING)
+        step.append([token])
+    assert_same_logits(session.logits, step.logits)
+    assert session.position == 80
+    parts = read(model, tokens[:10])
+    cut = np.concatenate([parts.score(tokens[10:11]), parts.score(tokens[11:50]), parts.score(tokens[50:])])
+    np.testing.assert_allclose(cut, found, rtol=ROUNDING)
+    assert parts.score([]).size == 0
+
+
+# --- Threads and interruptions ---
+
+
+def test_an_exception_between_passes_leaves_the_rest_pending(model: Model, tmp_path: Path) -> None:
+    tokens = random_tokens(1300)
+    session = model.session(context_length=1300)
+
+    def stop(done: int) -> None:
+        raise InterruptedError(done)
+
+    with pytest.raises(InterruptedError, match="512"):
+        session.append(tokens, progress=stop)
+    assert (session.position, session.pending) == (1300, tokens[512:])
+    session.save(tmp_path / "state.gguf")
+    loaded = model.load_session(tmp_path / "state.gguf")
+    wanted = read(model, tokens, context_length=1300).logits
+    for interrupted in (session.fork(), loaded, session):
+        assert_same_logits(interrupted.logits, wanted)
+        assert interrupted.pending == []
+
+
+def test_logits_of_an_interrupted_prompt_are_not_those_from_before(lola: Model) -> None:
+    session = read(lola, [5])
+
+    def stop(_done: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        session.append(random_tokens(600), progress=stop)
+    session.pending.clear()
+    assert session.logits.size == 0
+
+
+def test_ctrl_c_stops_a_prompt_after_the_running_pass(lola: Model) -> None:
+    tokens, passes = random_tokens(PASS_TOKENS) * 400, []
+    session, started = lola.session(), threading.Event()
+    interrupted_after: list[int] = []
+
+    def interrupt() -> None:
+        started.wait()
+        interrupted_after.append(len(passes))
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+
+    def progress(done: int) -> None:
+        passes.append(done)
+        started.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        session.append(tokens, progress=progress)
+    thread.join()
+    read_tokens = len(tokens) - len(session.pending)
+    # The pass that runs when the signal comes, and one that the signal may find just begun.
+    assert read_tokens <= (interrupted_after[0] + 2) * PASS_TOKENS
+    assert session.pending == tokens[read_tokens:]
+    assert session.position == len(tokens)
+
+
+@pytest.fixture
+def long_switch_interval() -> Iterator[None]:
+    """Python changes threads only where the lock is released."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1000.0)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("long_switch_interval")
+def test_other_python_threads_run_during_a_pass(lola: Model) -> None:
+    session, tokens, finished = lola.session(), random_tokens(PASS_TOKENS) * 4, threading.Event()
+    count = [0]
+
+    def tick() -> None:
+        while not finished.is_set():
+            count[0] += 1
+            time.sleep(0.0002)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    ticks: list[int] = []
+    session.append(tokens, progress=lambda _done: ticks.append(count[0]))
+    finished.set()
+    thread.join()
+    assert ticks[-1] > ticks[0]
+
+
+def test_a_second_thread_is_refused_and_disturbs_nothing(lola: Model, tmp_path: Path) -> None:
+    tokens, session = random_tokens(1100), lola.session()
+    in_pass, checked = threading.Event(), threading.Event()
+
+    def wait(_done: int) -> None:
+        in_pass.set()
+        checked.wait(60)
+
+    thread = threading.Thread(target=lambda: session.append(tokens, progress=wait))
+    thread.start()
+    in_pass.wait(60)
+    calls = [
+        lambda: session.append([5]),
+        lambda: session.score([5]),
+        lambda: session.generate([5]),
+        lambda: session.logits,
+        lambda: session.fork(),
+        lambda: session.save(tmp_path / "state.gguf"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="another thread is using it"):
+            call()
+    checked.set()
+    thread.join()
+    assert (session.position, session.pending) == (1100, [])
+    np.testing.assert_array_equal(session.logits, read(lola, tokens).logits)
+
+
+def test_threads_with_sessions_of_one_model_get_what_they_get_alone(model: Model) -> None:
+    def run(seed: int) -> tuple[list[int], np.ndarray]:
+        session = model.session()
+        ids = [t.id for t in session.generate(random_tokens(60, seed), max_tokens=15, stop_at_end=False, **SAMPLING)]
+        return ids, session.logits
+
+    found: dict[int, tuple[list[int], np.ndarray]] = {}
+    threads = [threading.Thread(target=lambda seed=seed: found.update({seed: run(seed)})) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        ids, logits = run(seed)
+        assert found[seed][0] == ids
+        np.testing.assert_array_equal(found[seed][1], logits)
