@@ -19,8 +19,8 @@ from reference.tiny_gguf import TinyAdapter, TinyConfig, Weights, tiny
 FLOAT32_TOLERANCE = 1e-4
 # Keys and values are rounded by 2^-11 (f16), and by 1/254 of a block's largest (q8_0: up to 1 % of a usual value).
 PAIR_TOLERANCES = {"f32": FLOAT32_TOLERANCE, "f16": 2e-3, "q8_0": 2e-2}
-# A block of activations is rounded to 8 bits, 1/254 of its largest value: less than 1 % of its usual size, and that error
-# goes through two layers. A wrong scale or a swapped half of a block gives 30 % and more.
+# A block of activations is rounded to 8 bits, 1/254 of its largest value: less than 1 % of its usual size, for each of
+# the products in a row. A wrong scale or a swapped half of a block gives 30 % and more.
 INT8_NOISE = 0.03
 # Formats whose products take activations as they are; F16 and BF16 weights may round them to that type, by 2^-9.
 FLOAT_NOISE = 5e-3
@@ -140,9 +140,7 @@ LOLA_CASES = {
 LEAST_MARGIN = 1e-3
 
 
-def with_adapter(
-    path: Path, config: TinyConfig, adapter: TinyAdapter, seed: int = 0
-) -> tuple[Model, Weights, Weights]:
+def with_adapter(path: Path, config: TinyConfig, adapter: TinyAdapter, seed: int = 0) -> tuple[Model, Weights, Weights]:
     """A model with LoLA attention, its weights and its adapter's."""
     weights = tiny_gguf.random_weights(config, seed=seed, std=0.12)
     learned = tiny_gguf.random_adapter(config, adapter, seed=seed + 1)

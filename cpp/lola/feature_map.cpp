@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lola {
 namespace {
@@ -76,7 +77,7 @@ FeatureMapKind find_feature_map(std::string_view name) {
     if (name == row.name) return static_cast<FeatureMapKind>(kind);
     wanted += (kind++ == 0 ? "" : ", ") + std::string(row.name);
   }
-  throw UsageError(message("feature map: found '", name, "', wanted one of ", wanted));
+  throw UsageError(message("feature map: found ", quote(name), ", wanted one of ", wanted));
 }
 
 void map_features(const Kernels& kernels, const FeatureMap& map, const float* weight,

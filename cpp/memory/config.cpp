@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "memory/policies/policy_table.h"
 
 namespace lola {
@@ -35,7 +36,7 @@ Enum find_name(const char* what, const char* const (&names)[kCount], std::string
     if (name == names[i]) return static_cast<Enum>(i);
     wanted += (i == 0 ? "" : ", ") + std::string(names[i]);
   }
-  throw UsageError(message(what, ": found '", name, "', wanted one of ", wanted));
+  throw UsageError(message(what, ": found ", quote(name), ", wanted one of ", wanted));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "lola/feature_map.h"
 #include "memory/policies/policy_table.h"
 
@@ -44,7 +45,7 @@ void check_base(const GgufFile& file, const Hyperparameters& h) {
     }
   };
   if (&find_architecture(file) != h.architecture) {
-    wrong(file, "general.architecture", message("'", file.get_string("general.architecture"), "'"),
+    wrong(file, "general.architecture", quote(file.get_string("general.architecture")),
           std::string("'") + h.architecture->name + "', as the model has");
   }
   check("block_count", h.layers);
@@ -100,7 +101,7 @@ void check_names(const GgufFile& file, const Hyperparameters& h) {
   }
   for (const GgufTensor& tensor : file.tensors()) {
     if (!known.contains(tensor.name)) {
-      wrong(file, "tensor '" + tensor.name + "'", "a name no layer of the model has",
+      wrong(file, "tensor " + quote(tensor.name), "a name no layer of the model has",
             "feature maps, gates, kappa and LoRA of layers 0 to " + std::to_string(h.layers - 1));
     }
   }

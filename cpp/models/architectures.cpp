@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lola {
 namespace {
@@ -28,7 +29,8 @@ const Architecture& find_architecture(const GgufFile& file) {
     known += known.empty() ? "" : ", ";
     known += architecture.name;
   }
-  throw UnsupportedError(message(file.path(), ": general.architecture: found '", name, "', supported: ", known));
+  throw UnsupportedError(message(file.path(), ": general.architecture: found ", quote(name),
+                                 ", supported: ", known));
 }
 
 }  // namespace lola

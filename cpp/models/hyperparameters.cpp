@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lola {
 namespace {
@@ -44,8 +45,8 @@ void read_rope_scaling(const GgufFile& file, const std::string& prefix, RopePara
     const double by_paper = 0.1 * std::log(rope.factor) + 1.0;  // YaRN, arXiv 2309.00071, eq. 22
     rope.attention_factor = positive(file, prefix + "rope.scaling.attn_factor", 1.0) * by_paper;
   } else {
-    throw UnsupportedError(message(file.path(), ": ", prefix, "rope.scaling.type: found '", type,
-                                   "', supported: none, linear, yarn"));
+    throw UnsupportedError(message(file.path(), ": ", prefix, "rope.scaling.type: found ", quote(type),
+                                   ", supported: none, linear, yarn"));
   }
 }
 
@@ -109,7 +110,7 @@ Hyperparameters read_hyperparameters(const GgufFile& file) {
   h.architecture = &find_architecture(file);
   h.key_prefix = file.get_string("general.architecture") + ".";
   const std::string& prefix = h.key_prefix;
-  h.name = file.find_string("general.name").value_or("");
+  h.name = escaped(file.find_string("general.name").value_or(""));
   if (file.find_int(prefix + "expert_count", 0, kMaxWidth).value_or(0) > 0) {
     throw UnsupportedError(message(file.path(), ": ", prefix,
                                    "expert_count: mixtures of experts are not implemented"));

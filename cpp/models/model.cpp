@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "models/fingerprint.h"
 #include "models/workspace.h"
 
@@ -20,7 +21,7 @@ std::shared_ptr<const Model> Model::load(const std::string& path, const ModelOpt
     const std::string type = adapter->find_string("adapter.type").value_or("");
     if (type != "lola") {
       throw FormatError(
-          message(options.adapter_path, ": adapter.type: found '", type, "', wanted 'lola'"));
+          message(options.adapter_path, ": adapter.type: found ", quote(type), ", wanted 'lola'"));
     }
   }
   return std::shared_ptr<const Model>(new Model(std::move(file), std::move(adapter), options));

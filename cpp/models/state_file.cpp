@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/text.h"
 #include "gguf/gguf_reader.h"
 #include "gguf/gguf_writer.h"
 #include "memory/policies/policy_table.h"
@@ -108,12 +109,12 @@ SessionConfig read_config(const GgufFile& file) {
 void check_owner(const GgufFile& file, const Model& model) {
   const std::string type = file.find_string("general.type").value_or("");
   if (type != "state") {
-    throw FormatError(message(file.path(), ": general.type: found '", type, "', wanted 'state'"));
+    throw FormatError(message(file.path(), ": general.type: found ", quote(type), ", wanted 'state'"));
   }
   file.get_int("state.version", kVersion, kVersion);
   const std::string found = file.get_string("state.fingerprint");
   if (found != model.fingerprint()) {
-    throw FormatError(message(file.path(), ": state.fingerprint: found ", found, ", wanted ",
+    throw FormatError(message(file.path(), ": state.fingerprint: found ", quote(found), ", wanted ",
                               model.fingerprint(),
                               ": the state was saved with another model or adapter"));
   }

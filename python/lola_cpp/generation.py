@@ -20,7 +20,7 @@ class Token:
     """One generated token.
 
     id             its number in the vocabulary
-    text           the text that became certain with it: whole characters only, and nothing that may be a stop string's beginning
+    text           the text that became certain with it: whole characters only, and nothing that may begin a stop string
     logprob        natural logarithm of its probability, before temperature and filters
     top_logprobs   the most likely tokens at this place with theirs, best first
     finish_reason  on the last token: "stop" (end of text, or a stop string) or "length"
@@ -34,7 +34,7 @@ class Token:
 
 
 class Generation:
-    """Samples tokens of one session until it is finished. Who owns it appends `session.pending` before each sample()."""
+    """Samples tokens of one session until it is finished. Its owner appends `session.pending` before each sample()."""
 
     def __init__(
         self,

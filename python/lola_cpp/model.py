@@ -50,8 +50,8 @@ class Model:
     threads  None: the physical cores
     device   "cpu"
 
-    Raises FormatError for a damaged file or an adapter of another model, UnsupportedError for an architecture, tensor type
-    or tokenizer that is not implemented, FileNotFoundError.
+    Raises FormatError for a damaged file or an adapter of another model, UnsupportedError for an architecture, tensor
+    type or tokenizer that is not implemented, FileNotFoundError.
     """
 
     def __init__(
@@ -68,9 +68,7 @@ class Model:
         if threads is not None and threads < 1:
             raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
         self.path = os.fspath(path)
-        self._core = _core.Model(
-            self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0
-        )
+        self._core = _core.Model(self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0)
 
     @classmethod
     def default(cls, *, threads: int | None = None, device: str = "cpu") -> Model:

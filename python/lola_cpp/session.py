@@ -60,8 +60,8 @@ class Session:
         """Reads a prompt: a text (begin-of-text is added at position 0 where the model wants it) or token ids.
 
         progress is called between passes of at most 512 tokens with the tokens done. Ctrl-C takes effect there too; the
-        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError, and reads nothing, for
-        ids out of range and where the KV cache of softmax layers has no room for the prompt.
+        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError, and reads nothing,
+        for ids out of range and where the KV cache of softmax layers has no room for the prompt.
         """
         with self.used_by_this_thread():
             self.pending.extend(self._tokens(prompt))
@@ -82,7 +82,7 @@ class Session:
         """Reads a prompt, then streams tokens; see Token and SamplingOptions.
 
         max_tokens    None: until end of text, without limit
-        stop          generation ends before these strings, across token borders too; their tokens have been seen by the session
+        stop          generation ends before these strings, across token borders too; the session has seen their tokens
         stop_at_end   False: goes on after end-of-text tokens
         top_logprobs  how many of the most likely tokens to report with each
         sampler       goes on with this one (of a loaded session, say) in place of sampling options
@@ -130,9 +130,7 @@ class Session:
             self.sampler = sampler
         return generation
 
-    def sample(
-        self, sampler: _core.Sampler, *, top_logprobs: int = 0
-    ) -> tuple[int, float, list[tuple[int, float]]]:
+    def sample(self, sampler: _core.Sampler, *, top_logprobs: int = 0) -> tuple[int, float, list[tuple[int, float]]]:
         """Chooses a token from the logits: its id, its log-probability, the most likely tokens with theirs."""
         advance([self])
         return self._core.sample(sampler, top_logprobs)
@@ -140,7 +138,8 @@ class Session:
     def score(self, text: str | Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Reads tokens like append; returns the log-probability of each given all before it.
 
-        The first is NaN in a session that has seen nothing. What an exception (Ctrl-C, say) keeps from being read is dropped.
+        The first is NaN in a session that has seen nothing. What an exception (Ctrl-C, say) keeps from being read is
+        dropped.
         """
         with self.used_by_this_thread():
             tokens = self._tokens(text)
@@ -156,7 +155,7 @@ class Session:
         return copy
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything the continuation depends on; Model.load_session reads it. The file appears whole or not at all."""
+        """Writes everything the continuation depends on, for Model.load_session. The file appears whole or not at all."""
         sampler = None if self.sampler is None else self.sampler.save().hex()
         extra = {"pending": self.pending, "sampler": sampler}
         self._core.save(os.fspath(path), json.dumps(extra).encode())

@@ -333,9 +333,7 @@ def write_adapter(path: Path, config: TinyConfig, adapter: TinyAdapter, weights:
     _finish(writer)
 
 
-def _adapter_tensor(
-    name: str, value: np.ndarray, config: TinyConfig, skip_connection: bool
-) -> tuple[str, np.ndarray]:
+def _adapter_tensor(name: str, value: np.ndarray, config: TinyConfig, skip_connection: bool) -> tuple[str, np.ndarray]:
     layer, part = name.removeprefix("model.layers.").split(".self_attn.")
     if part == "window_factors":
         return f"blk.{layer}.attn_lola_window.weight", value.reshape(-1)

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace lola {
 
@@ -12,7 +13,7 @@ const CachePolicy& find_policy(std::string_view name) {
     if (name == policy.name) return policy;
     wanted += (wanted.empty() ? "" : ", ") + std::string(policy.name);
   }
-  throw UsageError(message("policy: found '", name, "', wanted one of ", wanted));
+  throw UsageError(message("policy: found ", quote(name), ", wanted one of ", wanted));
 }
 
 }  // namespace lola
