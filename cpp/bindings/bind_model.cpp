@@ -38,8 +38,8 @@ T option(const std::string& name, const py::handle& value, const char* wanted) {
   try {
     return py::cast<T>(value);
   } catch (const py::cast_error&) {
-    throw py::type_error(message("session: ", name, ": found ", py::cast<std::string>(py::repr(value)),
-                                 ", wanted ", wanted));
+    throw py::type_error(message("session: ", name, ": found ",
+                                 py::cast<std::string>(py::repr(value)), ", wanted ", wanted));
   }
 }
 

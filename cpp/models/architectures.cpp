@@ -29,8 +29,8 @@ const Architecture& find_architecture(const GgufFile& file) {
     known += known.empty() ? "" : ", ";
     known += architecture.name;
   }
-  throw UnsupportedError(message(file.path(), ": general.architecture: found ", quote(name),
-                                 ", supported: ", known));
+  throw UnsupportedError(
+      message(file.path(), ": general.architecture: found ", quote(name), ", supported: ", known));
 }
 
 }  // namespace lola

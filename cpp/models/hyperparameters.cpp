@@ -45,8 +45,8 @@ void read_rope_scaling(const GgufFile& file, const std::string& prefix, RopePara
     const double by_paper = 0.1 * std::log(rope.factor) + 1.0;  // YaRN, arXiv 2309.00071, eq. 22
     rope.attention_factor = positive(file, prefix + "rope.scaling.attn_factor", 1.0) * by_paper;
   } else {
-    throw UnsupportedError(message(file.path(), ": ", prefix, "rope.scaling.type: found ", quote(type),
-                                   ", supported: none, linear, yarn"));
+    throw UnsupportedError(message(file.path(), ": ", prefix, "rope.scaling.type: found ",
+                                   quote(type), ", supported: none, linear, yarn"));
   }
 }
 

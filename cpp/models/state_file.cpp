@@ -109,7 +109,8 @@ SessionConfig read_config(const GgufFile& file) {
 void check_owner(const GgufFile& file, const Model& model) {
   const std::string type = file.find_string("general.type").value_or("");
   if (type != "state") {
-    throw FormatError(message(file.path(), ": general.type: found ", quote(type), ", wanted 'state'"));
+    throw FormatError(
+        message(file.path(), ": general.type: found ", quote(type), ", wanted 'state'"));
   }
   file.get_int("state.version", kVersion, kVersion);
   const std::string found = file.get_string("state.fingerprint");

@@ -60,8 +60,8 @@ class Session:
         """Reads a prompt: a text (begin-of-text is added at position 0 where the model wants it) or token ids.
 
         progress is called between passes of at most 512 tokens with the tokens done. Ctrl-C takes effect there too; the
-        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError, and reads nothing,
-        for ids out of range and where the KV cache of softmax layers has no room for the prompt.
+        rest of the prompt then waits in `pending`, which the next call reads first. Raises UsageError, and reads
+        nothing, for ids out of range and where the KV cache of softmax layers has no room for the prompt.
         """
         with self.used_by_this_thread():
             self.pending.extend(self._tokens(prompt))
@@ -155,7 +155,7 @@ class Session:
         return copy
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything the continuation depends on, for Model.load_session. The file appears whole or not at all."""
+        """Writes all that the continuation depends on, for Model.load_session. The file appears whole or not at all."""
         sampler = None if self.sampler is None else self.sampler.save().hex()
         extra = {"pending": self.pending, "sampler": sampler}
         self._core.save(os.fspath(path), json.dumps(extra).encode())
