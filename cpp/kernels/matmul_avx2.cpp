@@ -30,7 +30,7 @@ struct Avx2Ops : Avx2Steps {
   }
 
   template <typename Reader>
-  static void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
+  static LOLA_INLINE void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
     constexpr bool kHalves = Reader::kGroup == 16;
     alignas(32) float scales[16];
     multiply_scales<Reader>(chunk, a, scales, sum.mins);

@@ -126,7 +126,7 @@ struct Avx2Steps {
 
   // scales = weight scale * activation scale of each group; the products of the mins are added up.
   template <typename Reader>
-  static void multiply_scales(const Chunk& chunk, const ActivationBlock& a, float* scales,
+  static LOLA_INLINE void multiply_scales(const Chunk& chunk, const ActivationBlock& a, float* scales,
                               __m256& mins) {
     constexpr bool kHalves = Reader::kGroup == 16;
     const __m256 a_scale = _mm256_load_ps(a.scale);

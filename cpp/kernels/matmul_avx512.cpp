@@ -19,6 +19,12 @@ inline __m512 load16(const uint8_t* values, BF16) {
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
+// What was just written as two registers of AVX2: a load across both stores would wait for them to
+// reach the cache.
+inline __m512i load_halves(const int8_t* p) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(load256(p)), load256(p + 32), 1);
+}
+
 // vpdpbusd multiplies unsigned with signed bytes. Weights are the unsigned ones, as q + 128, and
 // the sums start at -128 * sum(a), which a panel finds in the activations: exact for any q.
 struct Avx512Ops : Avx2Steps {
@@ -38,12 +44,13 @@ struct Avx512Ops : Avx2Steps {
   };
 
   template <typename Reader>
-  static void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
+  static LOLA_INLINE void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
     constexpr bool kHalves = Reader::kGroup == 16;
     constexpr int kLanes = Reader::kGroup / 4;
     alignas(64) float scales[16];
     multiply_scales<Reader>(chunk, a, scales, sum.mins);
-    const __m512 all_scales = _mm512_load_ps(scales);
+    __m512 all_scales = _mm512_castps256_ps512(_mm256_load_ps(scales));
+    if (kHalves) all_scales = _mm512_insertf32x8(all_scales, _mm256_load_ps(scales + 8), 1);
     // Lane i of register r belongs to group i / kLanes + r * 16 / kLanes.
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i group0 = _mm512_srli_epi32(lane, kHalves ? 2 : 3);
@@ -51,7 +58,7 @@ struct Avx512Ops : Avx2Steps {
     LOLA_UNROLL
     for (int i = 0; i < 4; ++i) {
       const __m512i group = _mm512_add_epi32(group0, _mm512_set1_epi32(i * 16 / kLanes));
-      __m512i w = load512(chunk.q + i * 64);
+      __m512i w = load_halves(chunk.q + i * 64);
       const __m512i four = load512(a.q + i * 64);
       __m512i products = _mm512_setzero_si512();
       if (Reader::kMaxQ == 0) {  // corrected lane by lane: the float sums must not cancel

@@ -45,7 +45,7 @@ struct NeonOps : PlainOps {
   };
 
   template <typename Reader>
-  static void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
+  static LOLA_INLINE void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
     constexpr int kGroup = Reader::kGroup;
     LOLA_UNROLL
     for (int group = 0; group < kChunk / kGroup; ++group) {

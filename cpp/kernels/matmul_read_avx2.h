@@ -39,14 +39,14 @@ inline float half_at(const uint8_t* bytes) {
 
 // The float16 at the head of eight consecutive blocks.
 template <typename Block>
-inline __m256 eight_halves(const Block* blocks, const uint8_t (Block::*member)[2]) {
+LOLA_INLINE __m256 eight_halves(const Block* blocks, const uint8_t (Block::*member)[2]) {
   alignas(16) uint16_t halves[8];
   for (int i = 0; i < 8; ++i) std::memcpy(&halves[i], blocks[i].*member, 2);
   return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(halves)));
 }
 
 // 16 bytes of nibbles -> 32 bytes: the low ones, then the high ones.
-inline __m256i nibbles(const uint8_t* bytes) {
+LOLA_INLINE __m256i nibbles(const uint8_t* bytes) {
   const __m128i packed = load128(bytes);
   const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed),
                                                _mm_srli_epi16(packed, 4), 1);
@@ -71,7 +71,7 @@ inline __m256i iq4_levels(const uint8_t* bytes) {
 }
 
 // The six-bit s and m of eight groups (see quant/q4_k.h), times d and dmin.
-inline void scales_k(const uint8_t* packed, const uint8_t* d, const uint8_t* dmin, Chunk& chunk) {
+LOLA_INLINE void scales_k(const uint8_t* packed, const uint8_t* d, const uint8_t* dmin, Chunk& chunk) {
   uint32_t rows[3];
   std::memcpy(rows, packed, sizeof(rows));
   const auto widen = [](uint32_t low, uint32_t high, float factor) {
@@ -101,7 +101,7 @@ struct SimdReader {
 };
 
 struct ReadQ4_0 : SimdReader<32, true, 15> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* blocks = reinterpret_cast<const BlockQ4_0*>(bytes);
     for (int i = 0; i < 8; ++i) store256(chunk.q + i * 32, nibbles(blocks[i].qs));
     store_offset_scales(eight_halves(blocks, &BlockQ4_0::d), 8.0f, chunk);
@@ -109,7 +109,7 @@ struct ReadQ4_0 : SimdReader<32, true, 15> {
 };
 
 struct ReadQ4_1 : SimdReader<32, true, 15> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* blocks = reinterpret_cast<const BlockQ4_1*>(bytes);
     for (int i = 0; i < 8; ++i) store256(chunk.q + i * 32, nibbles(blocks[i].qs));
     _mm256_store_ps(chunk.scale, eight_halves(blocks, &BlockQ4_1::d));
@@ -119,7 +119,7 @@ struct ReadQ4_1 : SimdReader<32, true, 15> {
 };
 
 struct ReadQ5_0 : SimdReader<32, true, 31> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* blocks = reinterpret_cast<const BlockQ5_0*>(bytes);
     for (int i = 0; i < 8; ++i) {
       const __m256i q = _mm256_or_si256(nibbles(blocks[i].qs), fifth_bits(blocks[i].qh));
@@ -130,7 +130,7 @@ struct ReadQ5_0 : SimdReader<32, true, 31> {
 };
 
 struct ReadQ8_0 : SimdReader<32, false, 0> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* blocks = reinterpret_cast<const BlockQ8_0*>(bytes);
     for (int i = 0; i < 8; ++i) store256(chunk.q + i * 32, load256(blocks[i].qs));
     _mm256_store_ps(chunk.scale, eight_halves(blocks, &BlockQ8_0::d));
@@ -138,7 +138,7 @@ struct ReadQ8_0 : SimdReader<32, false, 0> {
 };
 
 struct ReadQ4_K : SimdReader<32, true, 15> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* block = reinterpret_cast<const BlockQ4_K*>(bytes);
     const __m256i low = _mm256_set1_epi8(0x0F);
     for (int pair = 0; pair < 4; ++pair) {
@@ -151,7 +151,7 @@ struct ReadQ4_K : SimdReader<32, true, 15> {
 };
 
 struct ReadQ5_K : SimdReader<32, true, 31> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* block = reinterpret_cast<const BlockQ5_K*>(bytes);
     const __m256i low = _mm256_set1_epi8(0x0F);
     const __m256i fifth = _mm256_set1_epi8(0x10);
@@ -170,7 +170,7 @@ struct ReadQ5_K : SimdReader<32, true, 31> {
 };
 
 struct ReadQ6_K : SimdReader<16, true, 63> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* block = reinterpret_cast<const BlockQ6_K*>(bytes);
     const __m256i low = _mm256_set1_epi8(0x0F);
     const __m256i top = _mm256_set1_epi8(0x30);
@@ -199,7 +199,7 @@ struct ReadQ6_K : SimdReader<16, true, 63> {
 };
 
 struct ReadIQ4_NL : SimdReader<32, false, 0> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* blocks = reinterpret_cast<const BlockIQ4_NL*>(bytes);
     for (int i = 0; i < 8; ++i) store256(chunk.q + i * 32, iq4_levels(blocks[i].qs));
     _mm256_store_ps(chunk.scale, eight_halves(blocks, &BlockIQ4_NL::d));
@@ -207,7 +207,7 @@ struct ReadIQ4_NL : SimdReader<32, false, 0> {
 };
 
 struct ReadIQ4_XS : SimdReader<32, false, 0> {
-  static void load(const uint8_t* bytes, Chunk& chunk) {
+  static LOLA_INLINE void load(const uint8_t* bytes, Chunk& chunk) {
     const auto* block = reinterpret_cast<const BlockIQ4_XS*>(bytes);
     for (int i = 0; i < 8; ++i) store256(chunk.q + i * 32, iq4_levels(block->qs + i * 16));
     const __m256i low_shift = _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0);

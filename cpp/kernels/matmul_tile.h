@@ -24,6 +24,13 @@
 #define LOLA_UNROLL
 #endif
 
+// For steps whose values should stay in registers from one to the next.
+#if defined(_MSC_VER)
+#define LOLA_INLINE __forceinline
+#else
+#define LOLA_INLINE __attribute__((always_inline)) inline
+#endif
+
 namespace lola {
 namespace {
 
@@ -63,18 +70,14 @@ void with_table_reader(const QuantFormat& format, const Body& body) {
 // A chunk at the end of a row may lack blocks; blocks of zero bytes, which all formats read as
 // finite numbers, stand for them, and the activations there are zero.
 template <typename Reader>
-void load_chunk(const Reader& reader, const WeightMatrix& weight, int64_t row, int64_t first_col,
-                Chunk& chunk) {
-  const QuantFormat& format = *weight.format;
-  const int64_t first_byte = first_col / format.block_size * format.block_bytes;
-  const uint8_t* blocks = weight.data + row * weight.row_bytes() + first_byte;
-  if (first_col + kChunk <= weight.cols) {
-    reader.load(blocks, chunk);
-    return;
-  }
+void load_partial_chunk(const Reader& reader, const uint8_t* blocks, int64_t bytes, Chunk& chunk) {
   uint8_t padded[kChunk * 2] = {};
-  std::memcpy(padded, blocks, static_cast<size_t>(weight.row_bytes() - first_byte));
+  std::memcpy(padded, blocks, static_cast<size_t>(bytes));
   reader.load(padded, chunk);
+}
+
+inline int64_t chunk_bytes(const QuantFormat& format) {
+  return kChunk / format.block_size * format.block_bytes;
 }
 
 inline void store(const MatmulTile& tile, int64_t row, int64_t token, float sum) {
@@ -85,14 +88,22 @@ inline void store(const MatmulTile& tile, int64_t row, int64_t token, float sum)
 
 template <typename Ops, int kTokens, typename Reader>
 void quantized_rows(const MatmulTile& tile, int64_t first_token, const Reader& reader) {
-  const WeightMatrix& weight = *tile.weight;
+  const int64_t row_bytes = tile.weight->row_bytes();
+  const int64_t step = chunk_bytes(*tile.weight->format);
   for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
-    typename Ops::RowSum sums[kTokens];
+    const uint8_t* bytes = tile.weight->data + row * row_bytes;
+    const uint8_t* end = bytes + row_bytes;
     const ActivationBlock* blocks = tile.blocks + first_token;
-    for (int64_t col = 0; col < weight.cols; col += kChunk, blocks += tile.tokens) {
+    typename Ops::RowSum sums[kTokens];
+    for (; end - bytes >= step; bytes += step, blocks += tile.tokens) {
       Chunk chunk;
-      load_chunk(reader, weight, row, col, chunk);
+      reader.load(bytes, chunk);
       LOLA_UNROLL
+      for (int t = 0; t < kTokens; ++t) Ops::template dot<Reader>(chunk, blocks[t], sums[t]);
+    }
+    if (bytes < end) {
+      Chunk chunk;
+      load_partial_chunk(reader, bytes, end - bytes, chunk);
       for (int t = 0; t < kTokens; ++t) Ops::template dot<Reader>(chunk, blocks[t], sums[t]);
     }
     for (int t = 0; t < kTokens; ++t) store(tile, row, first_token + t, Ops::total(sums[t]));
@@ -152,12 +163,21 @@ void for_token_runs(int64_t tokens, const Body& body) {
 
 template <typename Ops, typename Reader>
 void quantized_panels(const MatmulTile& tile, const Reader& reader, Workspace<Ops>& space) {
+  const int64_t row_bytes = tile.weight->row_bytes();
+  const int64_t step = chunk_bytes(*tile.weight->format);
   for_token_runs(tile.tokens, [&](int64_t first_token, int64_t tokens) {
     sum_panels<Ops>(tile, first_token, tokens, space.sums,
                     [&](int64_t first_row, int64_t first_col, float* sums) {
+      const int64_t first_byte = first_col / kChunk * step;
+      const int64_t bytes = smaller(step, row_bytes - first_byte);
       for (int64_t lane = 0; lane < Ops::kPanelRows; ++lane) {
         const int64_t row = smaller(first_row + lane, tile.row_end - 1);  // spare lanes repeat one
-        load_chunk(reader, *tile.weight, row, first_col, space.chunks[lane]);
+        const uint8_t* blocks = tile.weight->data + row * row_bytes + first_byte;
+        if (bytes == step) {
+          reader.load(blocks, space.chunks[lane]);
+        } else {
+          load_partial_chunk(reader, blocks, bytes, space.chunks[lane]);
+        }
       }
       Ops::template fill_panel<Reader>(space.chunks, space.panel);
       const ActivationBlock* blocks = tile.blocks + first_col / kChunk * tile.tokens + first_token;
