@@ -10,8 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 
+from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.hf import convert_folder
 from lola_cpp.convert.optional import require
 from reference import tiny_gguf

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 
+from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert import cli
 from lola_cpp.convert.adapter import Settings, read_base, read_settings
 from lola_cpp.convert.copying import copy_keys
@@ -72,6 +73,15 @@ def test_adapters_of_architectures_without_permutation_keep_their_rows(tmp_path,
     np.testing.assert_array_equal(found["blk.1.attn_lola_fq.weight"], query_map.transpose(0, 2, 1))
     lora_b = weights["model.layers.1.self_attn.k_proj.lora_B.default.weight"]
     np.testing.assert_array_equal(found["blk.1.attn_k.weight.lora_b"], lora_b)
+
+
+def test_a_skip_connection_permutes_the_features_like_the_key(tmp_path, base):
+    adapter = replace(ADAPTER, feature_dim=LLAMA.head_dim, skip_connection=True)
+    weights = tiny_gguf.random_adapter(LLAMA, adapter)
+    settings = Settings(skip_connection=True)
+    convert_lolcats(save_checkpoints(tmp_path, weights), base, tmp_path / "out.gguf", settings=settings)
+    tiny_gguf.write_adapter(tmp_path / "wanted.gguf", LLAMA, adapter, weights)
+    assert_same_tensors(tensors_of(tmp_path / "out.gguf"), tensors_of(tmp_path / "wanted.gguf"))
 
 
 def test_permuted_feature_maps_give_the_features_of_the_original(tmp_path, base):

@@ -9,8 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from lola_cpp._core import GgufFile
 
+from lola_cpp._core import GgufFile
 from lola_cpp.convert.merge import merge_adapter
 from lola_cpp.convert.random_blocks import FORMATS, RandomBlocks
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lola_cpp._core import UsageError
 
+from lola_cpp._core import UsageError
 from lola_cpp.text_stream import StopMatcher, TextStream
 
 

@@ -25,7 +25,11 @@ MAY_INCLUDE = {
 
 # Headers of the outside world that belong in one place alone: pattern, where it may be, what it is.
 CONFINED = [
-    (re.compile(r"^(imm|arm_neon|x86)\w*\.h$"), re.compile(r"_(avx2|avx512|neon)\.(cpp|h)$|^base/"), "intrinsics"),
+    (
+        re.compile(r"^(imm|arm_neon|x86)\w*\.h$"),
+        re.compile(r"_(avx2|avx512|neon)(_\w+)?\.(cpp|h)$|^base/"),
+        "intrinsics",
+    ),
     (re.compile(r"^pybind11/"), re.compile(r"^bindings/"), "pybind11"),
     (re.compile(r"^(cuda|cublas|nv)\w*"), re.compile(r"^backend/cuda/"), "CUDA"),
 ]

@@ -17,9 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lola_cpp import Model
 from lola_cpp.recall import TASKS
-from tqdm import tqdm
 
 
 @dataclass(frozen=True)

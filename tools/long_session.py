@@ -1,6 +1,6 @@
 """One session over very many tokens of the embedded model: memory, speed and sums at the start and at the end.
 
-    python tools/long_session.py --tokens 1000000
+python tools/long_session.py --tokens 1000000
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import sys
 import time
 
 import numpy as np
-from lola_cpp import Model
 from tqdm import tqdm
+
+from lola_cpp import Model
 
 
 def main() -> int:
@@ -25,7 +26,8 @@ def main() -> int:
     session = model.session()
     rng = random.Random(0)
     # Text-like input: the words of a few sentences in random order, so that keys repeat as they do in language.
-    words = model.tokenize("the grass is green and the sky is blue while 12345 files return self value", add_special=False)
+    sentence = "the grass is green and the sky is blue while 12345 files return self value"
+    words = model.tokenize(sentence, add_special=False)
     speeds, resident = [], []
     for _ in tqdm(range(options.tokens // options.block), unit=" blocks", file=sys.stderr, disable=None):
         tokens = [rng.choice(words) if rng.random() < 0.7 else rng.randrange(4096) for _ in range(options.block)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-from lola_cpp._core import GgufFile, LolaError
 
+from lola_cpp._core import GgufFile, LolaError
 from lola_cpp.convert.adapter import Base, LayerMaps, Lora, Settings, write_adapter
 from lola_cpp.convert.copying import copy_keys
 from lola_cpp.convert.layout import Heads

@@ -1,4 +1,5 @@
-// Marks small functions that the CPU and the CUDA kernels share, so that there is one definition of each.
+// Marks small functions that the CPU and the CUDA kernels share, so that there is one definition of
+// each.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -56,8 +56,8 @@ class Matmul {
       if (out.shape(0) != tokens || out.shape(1) < rows || (bias && bias->size() != rows)) {
         throw UsageError("out or bias: the shape does not fit the weight");
       }
-      products.push_back({&weights[i], bias ? bias->data() : nullptr, out.mutable_data(),
-                          out_stride, accumulate});
+      products.push_back(
+          {&weights[i], bias ? bias->data() : nullptr, out.mutable_data(), out_stride, accumulate});
     }
     const float* input = x.data();
     py::gil_scoped_release release;

@@ -25,7 +25,7 @@ template <typename V, int kRows>
 constexpr int kTileVectors = V::kAccumulators / kRows < 8 ? V::kAccumulators / kRows : 8;
 
 template <typename V>
-constexpr int kPanelWidth = V::kWidth * kTileVectors<V, kMaxBlockRows>;
+constexpr int kPanelWidth = V::kWidth* kTileVectors<V, kMaxBlockRows>;
 
 // c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
 template <typename V, int kRows, int kVectors>

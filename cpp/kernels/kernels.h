@@ -1,5 +1,6 @@
-// The float32 building blocks of attention, norms and feature maps, one implementation per instruction set.
-// kernels_scalar.cpp is complete and is the reference. Matrix products with weights are in matmul.h.
+// The float32 building blocks of attention, norms and feature maps, one implementation per
+// instruction set. kernels_scalar.cpp is complete and is the reference. Matrix products with
+// weights are in matmul.h.
 #pragma once
 
 #include <cstdint>
@@ -17,19 +18,20 @@ struct Kernels {
 
   // Small dense products on row-major float32; ld* are row strides in floats. None needs alignment.
   // c[m, n] = a[m, k] b[n, k]'
-  void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                  int64_t ldc);
+  void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                  int64_t ldb, float* c, int64_t ldc);
   // c[m, n] += a[m, k] b[k, n]
-  void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                  int64_t ldc);
+  void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                  int64_t ldb, float* c, int64_t ldc);
   // c[m, n] += a[k, m]' b[k, n]
-  void (*gemm_tn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                  int64_t ldc);
+  void (*gemm_tn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                  int64_t ldb, float* c, int64_t ldc);
 
   float (*max)(const float* x, int64_t n);  // n >= 1
   float (*dot)(const float* a, const float* b, int64_t n);
   void (*scale)(float* x, int64_t n, float factor);
-  // x = exp(x - shift), at most 4 ulp off, and 0 below e^-87.3 (no subnormal results). Returns the sum.
+  // x = exp(x - shift), at most 4 ulp off, and 0 below e^-87.3 (no subnormal results). Returns the
+  // sum.
   float (*exp_shift)(float* x, int64_t n, float shift);
   float (*squared_distance)(const float* a, const float* b, int64_t n);
 
@@ -39,12 +41,13 @@ struct Kernels {
   void (*silu_gate)(float* gate, const float* up, int64_t n);
   // x += y
   void (*add)(float* x, const float* y, int64_t n);
-  // Rotates the first 2 * pairs values of one head. Interleaved pairs (2i, 2i + 1); half-split pairs (i, i + pairs).
+  // Rotates the first 2 * pairs values of one head. Interleaved pairs (2i, 2i + 1); half-split
+  // pairs (i, i + pairs).
   void (*rope_interleaved)(float* x, const float* cosine, const float* sine, int64_t pairs);
   void (*rope_half)(float* x, const float* cosine, const float* sine, int64_t pairs);
 
-  // Storage of pairs. q8_0: blocks of 32 as {f16 scale, int8 q[32]}, scale = max |x| / 127; n is a multiple of 32.
-  // A block with a NaN or an infinity decodes as NaN.
+  // Storage of pairs. q8_0: blocks of 32 as {f16 scale, int8 q[32]}, scale = max |x| / 127; n is a
+  // multiple of 32. A block with a NaN or an infinity decodes as NaN.
   void (*f16_to_f32)(const uint16_t* x, int64_t n, float* out);
   void (*f32_to_f16)(const float* x, int64_t n, uint16_t* out);
   void (*q8_0_to_f32)(const uint8_t* blocks, int64_t n, float* out);

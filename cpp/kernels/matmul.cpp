@@ -8,8 +8,9 @@
 namespace lola {
 namespace {
 
-constexpr int64_t kTilesPerThread = 8;           // enough that a slow core delays nobody
-constexpr int64_t kMinTileBytes = 16 * 1024;     // below this, handing out a tile costs more than it brings
+constexpr int64_t kTilesPerThread = 8;  // enough that a slow core delays nobody
+constexpr int64_t kMinTileBytes =
+    16 * 1024;  // below this, handing out a tile costs more than it brings
 constexpr int64_t kMinParallelValues = 1 << 15;  // likewise for rounding activations
 constexpr size_t kAlignment = 64;
 
@@ -88,8 +89,8 @@ void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, co
   }
   const ActivationBlock* blocks = nullptr;
   if (any_quantized(jobs)) {
-    blocks = round_activations(isa, pool, scratch.bytes(0), x, x_stride, tokens,
-                               jobs[0].weight->cols);
+    blocks =
+        round_activations(isa, pool, scratch.bytes(0), x, x_stride, tokens, jobs[0].weight->cols);
   }
   const int64_t tile_rows = rows_per_tile(isa, pool, tokens, jobs);
   int64_t tiles = 0;

@@ -61,8 +61,7 @@ struct Avx2Ops : Avx2Steps {
       for (int i = 0; i < kChunk / kValues; ++i) {
         const auto load = [&](int row) {
           const int8_t* q = rows[row].q + i * kValues;
-          return _mm256_castsi256_ps(Reader::kMaxQ ? load256(q)
-                                                   : _mm256_cvtepi8_epi16(load128(q)));
+          return _mm256_castsi256_ps(Reader::kMaxQ ? load256(q) : _mm256_cvtepi8_epi16(load128(q)));
         };
         transpose8(load, panel.elements + i * 8 * kPanelRows + first, kPanelRows);
       }

@@ -126,8 +126,8 @@ struct Avx2Steps {
 
   // scales = weight scale * activation scale of each group; the products of the mins are added up.
   template <typename Reader>
-  static LOLA_INLINE void multiply_scales(const Chunk& chunk, const ActivationBlock& a, float* scales,
-                              __m256& mins) {
+  static LOLA_INLINE void multiply_scales(const Chunk& chunk, const ActivationBlock& a,
+                                          float* scales, __m256& mins) {
     constexpr bool kHalves = Reader::kGroup == 16;
     const __m256 a_scale = _mm256_load_ps(a.scale);
     for (int half = 0; half < (kHalves ? 2 : 1); ++half) {
@@ -161,7 +161,8 @@ struct Avx2Steps {
   template <typename Value>
   static void to_floats(const uint8_t* values, int64_t count, float* out) {
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8) _mm256_store_ps(out + i, load8(values + i * Value::kBytes, Value{}));
+    for (; i + 8 <= count; i += 8)
+      _mm256_store_ps(out + i, load8(values + i * Value::kBytes, Value{}));
     if (i == count) return;
     uint8_t rest[8 * 4] = {};
     std::memcpy(rest, values + i * Value::kBytes, static_cast<size_t>(count - i) * Value::kBytes);

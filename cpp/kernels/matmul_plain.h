@@ -137,7 +137,8 @@ struct PlainOps {
       to_floats<Value>(values + col * Value::kBytes, count, weights);
       for (int64_t i = 0; i < count; ++i) sums[i % 8] += weights[i] * x[col + i];
     }
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
   }
 
   static void fill_float_panel(const float* rows, int64_t cols, Panel& panel) {

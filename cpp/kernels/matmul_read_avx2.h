@@ -29,9 +29,7 @@ inline __m128i load128(const Pointer* p) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
 }
 
-inline void store256(int8_t* p, __m256i v) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(p), v);
-}
+inline void store256(int8_t* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
 
 inline float half_at(const uint8_t* bytes) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_u16(bytes))));
@@ -48,8 +46,8 @@ LOLA_INLINE __m256 eight_halves(const Block* blocks, const uint8_t (Block::*memb
 // 16 bytes of nibbles -> 32 bytes: the low ones, then the high ones.
 LOLA_INLINE __m256i nibbles(const uint8_t* bytes) {
   const __m128i packed = load128(bytes);
-  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed),
-                                               _mm_srli_epi16(packed, 4), 1);
+  const __m256i both =
+      _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
   return _mm256_and_si256(both, _mm256_set1_epi8(0x0F));
 }
 
@@ -71,16 +69,18 @@ inline __m256i iq4_levels(const uint8_t* bytes) {
 }
 
 // The six-bit s and m of eight groups (see quant/q4_k.h), times d and dmin.
-LOLA_INLINE void scales_k(const uint8_t* packed, const uint8_t* d, const uint8_t* dmin, Chunk& chunk) {
+LOLA_INLINE void scales_k(const uint8_t* packed, const uint8_t* d, const uint8_t* dmin,
+                          Chunk& chunk) {
   uint32_t rows[3];
   std::memcpy(rows, packed, sizeof(rows));
   const auto widen = [](uint32_t low, uint32_t high, float factor) {
-    const __m128i bytes = _mm_insert_epi32(_mm_cvtsi32_si128(static_cast<int>(low)),
-                                           static_cast<int>(high), 1);
+    const __m128i bytes =
+        _mm_insert_epi32(_mm_cvtsi32_si128(static_cast<int>(low)), static_cast<int>(high), 1);
     return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), _mm256_set1_ps(factor));
   };
   constexpr uint32_t kLow6 = 0x3F3F3F3F, kLow4 = 0x0F0F0F0F, kTop2 = 0x30303030;
-  const __m256 scale = widen(rows[0] & kLow6, (rows[2] & kLow4) | (rows[0] >> 2 & kTop2), half_at(d));
+  const __m256 scale =
+      widen(rows[0] & kLow6, (rows[2] & kLow4) | (rows[0] >> 2 & kTop2), half_at(d));
   const __m256 min =
       widen(rows[1] & kLow6, (rows[2] >> 4 & kLow4) | (rows[1] >> 2 & kTop2), half_at(dmin));
   _mm256_store_ps(chunk.scale, scale);
@@ -216,12 +216,12 @@ struct ReadIQ4_XS : SimdReader<32, false, 0> {
         _mm256_set1_epi32(static_cast<int>(load_u32(block->scales_l))), low_shift);
     const __m256i high =
         _mm256_srlv_epi32(_mm256_set1_epi32(load_u16(block->scales_h)), high_shift);
-    const __m256i six = _mm256_or_si256(
-        _mm256_and_si256(low, _mm256_set1_epi32(0x0F)),
-        _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
+    const __m256i six =
+        _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0x0F)),
+                        _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
     const __m256i scale = _mm256_sub_epi32(six, _mm256_set1_epi32(32));
-    _mm256_store_ps(chunk.scale, _mm256_mul_ps(_mm256_cvtepi32_ps(scale),
-                                               _mm256_set1_ps(half_at(block->d))));
+    _mm256_store_ps(chunk.scale,
+                    _mm256_mul_ps(_mm256_cvtepi32_ps(scale), _mm256_set1_ps(half_at(block->d))));
   }
 };
 
@@ -229,16 +229,26 @@ struct ReadIQ4_XS : SimdReader<32, false, 0> {
 template <typename Body>
 void with_simd_reader(const QuantFormat& format, const Body& body) {
   switch (format.type) {
-    case QuantType::kQ4_0: return body(ReadQ4_0{});
-    case QuantType::kQ4_1: return body(ReadQ4_1{});
-    case QuantType::kQ5_0: return body(ReadQ5_0{});
-    case QuantType::kQ8_0: return body(ReadQ8_0{});
-    case QuantType::kQ4_K: return body(ReadQ4_K{});
-    case QuantType::kQ5_K: return body(ReadQ5_K{});
-    case QuantType::kQ6_K: return body(ReadQ6_K{});
-    case QuantType::kIQ4_NL: return body(ReadIQ4_NL{});
-    case QuantType::kIQ4_XS: return body(ReadIQ4_XS{});
-    default: return with_table_reader(format, body);
+    case QuantType::kQ4_0:
+      return body(ReadQ4_0{});
+    case QuantType::kQ4_1:
+      return body(ReadQ4_1{});
+    case QuantType::kQ5_0:
+      return body(ReadQ5_0{});
+    case QuantType::kQ8_0:
+      return body(ReadQ8_0{});
+    case QuantType::kQ4_K:
+      return body(ReadQ4_K{});
+    case QuantType::kQ5_K:
+      return body(ReadQ5_K{});
+    case QuantType::kQ6_K:
+      return body(ReadQ6_K{});
+    case QuantType::kIQ4_NL:
+      return body(ReadIQ4_NL{});
+    case QuantType::kIQ4_XS:
+      return body(ReadIQ4_XS{});
+    default:
+      return with_table_reader(format, body);
   }
 }
 

@@ -168,21 +168,23 @@ void quantized_panels(const MatmulTile& tile, const Reader& reader, Workspace<Op
   for_token_runs(tile.tokens, [&](int64_t first_token, int64_t tokens) {
     sum_panels<Ops>(tile, first_token, tokens, space.sums,
                     [&](int64_t first_row, int64_t first_col, float* sums) {
-      const int64_t first_byte = first_col / kChunk * step;
-      const int64_t bytes = smaller(step, row_bytes - first_byte);
-      for (int64_t lane = 0; lane < Ops::kPanelRows; ++lane) {
-        const int64_t row = smaller(first_row + lane, tile.row_end - 1);  // spare lanes repeat one
-        const uint8_t* blocks = tile.weight->data + row * row_bytes + first_byte;
-        if (bytes == step) {
-          reader.load(blocks, space.chunks[lane]);
-        } else {
-          load_partial_chunk(reader, blocks, bytes, space.chunks[lane]);
-        }
-      }
-      Ops::template fill_panel<Reader>(space.chunks, space.panel);
-      const ActivationBlock* blocks = tile.blocks + first_col / kChunk * tile.tokens + first_token;
-      Ops::template multiply_panel<Reader>(space.panel, blocks, tokens, sums);
-    });
+                      const int64_t first_byte = first_col / kChunk * step;
+                      const int64_t bytes = smaller(step, row_bytes - first_byte);
+                      for (int64_t lane = 0; lane < Ops::kPanelRows; ++lane) {
+                        const int64_t row =
+                            smaller(first_row + lane, tile.row_end - 1);  // spare lanes repeat one
+                        const uint8_t* blocks = tile.weight->data + row * row_bytes + first_byte;
+                        if (bytes == step) {
+                          reader.load(blocks, space.chunks[lane]);
+                        } else {
+                          load_partial_chunk(reader, blocks, bytes, space.chunks[lane]);
+                        }
+                      }
+                      Ops::template fill_panel<Reader>(space.chunks, space.panel);
+                      const ActivationBlock* blocks =
+                          tile.blocks + first_col / kChunk * tile.tokens + first_token;
+                      Ops::template multiply_panel<Reader>(space.panel, blocks, tokens, sums);
+                    });
   });
 }
 
@@ -204,17 +206,17 @@ void float_panels(const MatmulTile& tile, Workspace<Ops>& space) {
   for_token_runs(tile.tokens, [&](int64_t first_token, int64_t tokens) {
     sum_panels<Ops>(tile, first_token, tokens, space.sums,
                     [&](int64_t first_row, int64_t first_col, float* sums) {
-      const int64_t cols = smaller(kChunk, weight.cols - first_col);
-      for (int64_t lane = 0; lane < Ops::kPanelRows; ++lane) {
-        const int64_t row = smaller(first_row + lane, tile.row_end - 1);
-        const uint8_t* values =
-            weight.data + row * weight.row_bytes() + first_col * Value::kBytes;
-        Ops::template to_floats<Value>(values, cols, space.floats + lane * kChunk);
-      }
-      Ops::fill_float_panel(space.floats, cols, space.panel);
-      const float* x = tile.x + first_token * tile.x_stride + first_col;
-      Ops::multiply_float_panel(space.panel, x, tile.x_stride, cols, tokens, sums);
-    });
+                      const int64_t cols = smaller(kChunk, weight.cols - first_col);
+                      for (int64_t lane = 0; lane < Ops::kPanelRows; ++lane) {
+                        const int64_t row = smaller(first_row + lane, tile.row_end - 1);
+                        const uint8_t* values =
+                            weight.data + row * weight.row_bytes() + first_col * Value::kBytes;
+                        Ops::template to_floats<Value>(values, cols, space.floats + lane * kChunk);
+                      }
+                      Ops::fill_float_panel(space.floats, cols, space.panel);
+                      const float* x = tile.x + first_token * tile.x_stride + first_col;
+                      Ops::multiply_float_panel(space.panel, x, tile.x_stride, cols, tokens, sums);
+                    });
   });
 }
 

@@ -200,6 +200,8 @@ def _bench(options: argparse.Namespace) -> int:
     for depth in options.depth:
         filled = model.session(**chosen)
         _read(filled, [rng.randrange(model.info.vocabulary) for _ in range(depth)], f"filling to {depth}")
+        warm_up = filled.fork()
+        warm_up.append([rng.randrange(model.info.vocabulary) for _ in range(options.prompt_tokens)])
         prefill, decode = [], []
         for _ in tqdm(range(options.repeat), desc="measuring", leave=False, file=sys.stderr, disable=None):
             session = filled.fork()

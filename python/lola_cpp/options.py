@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-Policy = Literal[
-    "none", "first", "recent", "random", "self_recall", "weighted_recall", "self_recall_after"
-]
+Policy = Literal["none", "first", "recent", "random", "self_recall", "weighted_recall", "self_recall_after"]
 
 
 class SessionOptions(TypedDict, total=False):
@@ -16,7 +14,7 @@ class SessionOptions(TypedDict, total=False):
     window_size     eta: the most recent pairs kept exactly; a multiple of chunk_size
     chunk_size      C: pairs leave the window at positions divisible by it; 1 is the strict sliding window
     sparse_size     lambda: hard-to-recall pairs kept exactly per owner; 0 is plain linear attention plus window
-    sparse_scope    owner of a sparse cache: each query head ("head"), or its whole group ("group": H/G times less memory)
+    sparse_scope    owner of a sparse cache: each query head ("head") or each kv head ("group": H/G times less memory)
     policy          which pairs the sparse cache keeps
     mixing          how exact pairs weigh against the linear term
     pair_type       storage of keys and values in window, sparse cache and KV cache

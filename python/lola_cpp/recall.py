@@ -13,7 +13,38 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-_WORDS = ("pumpkin", "lantern", "river", "anchor", "violin", "meadow", "copper", "falcon", "island", "mirror")
+_WORDS = (
+    "pumpkin",
+    "lantern",
+    "river",
+    "anchor",
+    "violin",
+    "meadow",
+    "copper",
+    "falcon",
+    "island",
+    "mirror",
+    "harbor",
+    "ladder",
+    "marble",
+    "walnut",
+    "tunnel",
+    "saddle",
+    "basket",
+    "candle",
+    "dragon",
+    "engine",
+    "forest",
+    "garden",
+    "hammer",
+    "jacket",
+    "kettle",
+    "lemon",
+    "magnet",
+    "needle",
+    "orchid",
+    "pepper",
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +72,12 @@ def passkey_prompt(
         opening="There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
         "I will quiz you about the important information there.\n",
         hidden=f"The pass key is {key}. Remember it. {key} is the pass key.",
+        separator=" ",
         question="\nWhat is the pass key? The pass key is",
     )
 
 
-def needle_prompt(
-    tokenizer: Tokenizer, length: int, *, rng: random.Random, depth: float | None = None
-) -> RecallPrompt:
+def needle_prompt(tokenizer: Tokenizer, length: int, *, rng: random.Random, depth: float | None = None) -> RecallPrompt:
     """A seven-digit number for a word in repeated noise (RULER S-NIAH, arXiv 2404.06654), at most `length` tokens."""
     word, number = rng.choice(_WORDS), "".join(rng.choices("0123456789", k=7))
     return _build(
@@ -58,6 +88,7 @@ def needle_prompt(
         opening="A special magic number is hidden within the following text. Make sure to memorize it. "
         "I will quiz you about the number afterwards.\n",
         hidden=f"One of the special magic numbers for {word} is: {number}.",
+        separator="\n",
         question=f"\nWhat is the special magic number for {word} mentioned in the provided text? "
         f"The special magic number for {word} mentioned in the provided text is",
     )
@@ -67,12 +98,20 @@ TASKS: dict[str, Callable[..., RecallPrompt]] = {"passkey": passkey_prompt, "nee
 
 
 def _build(
-    tokenizer: Tokenizer, length: int, *, depth: float, answer: str, opening: str, hidden: str, question: str
+    tokenizer: Tokenizer,
+    length: int,
+    *,
+    depth: float,
+    answer: str,
+    opening: str,
+    hidden: str,
+    separator: str,
+    question: str,
 ) -> RecallPrompt:
     def prompt(repeats: int) -> list[int]:
         before = round(repeats * depth)
         parts = [_NOISE] * before + [hidden] + [_NOISE] * (repeats - before)
-        return tokenizer.encode(opening + " ".join(parts) + question)
+        return tokenizer.encode(opening + separator.join(parts) + question)
 
     shortest = len(prompt(0))
     if length < shortest:

@@ -1,5 +1,5 @@
-// Compares matmul() of every instruction set of this machine with the scalar one, on random blocks of
-// every format. Needs nothing but the core, so that it also runs under an emulator.
+// Compares matmul() of every instruction set of this machine with the scalar one, on random blocks
+// of every format. Needs nothing but the core, so that it also runs under an emulator.
 #include <cmath>
 #include <cstdio>
 #include <random>

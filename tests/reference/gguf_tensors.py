@@ -6,8 +6,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from lola_cpp._core import GgufFile
 
+from lola_cpp._core import GgufFile
 from reference import tiny_gguf
 
 

@@ -212,7 +212,7 @@ def write_adapter(
     _write_settings(writer, dataclasses.replace(settings, feature_dim=feature_dim))
     for key, value in base_keys(base).items():
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
-    write_gguf(writer, path, _tensors(base, layers, lora, TYPES[kind][0]))
+    write_gguf(writer, path, _tensors(base, layers, lora, TYPES[kind][0], settings.skip_connection))
 
 
 def _check_layers(base: Base, settings: Settings, layers: Mapping[int, LayerMaps]) -> int:
@@ -275,13 +275,13 @@ def _write_settings(writer: Any, settings: Settings) -> None:
 
 
 def _tensors(
-    base: Base, layers: Mapping[int, LayerMaps], lora: Mapping[tuple[int, str], Lora], kind: str
+    base: Base, layers: Mapping[int, LayerMaps], lora: Mapping[tuple[int, str], Lora], kind: str, skip: bool
 ) -> list[OutputTensor]:
     arrays: dict[str, tuple[Floats, str]] = {}
     for layer, maps in sorted(layers.items()):
         prefix = f"blk.{layer}.attn_lola_"
-        arrays[prefix + "fq.weight"] = (_stored_map(base, maps.query_map), kind)
-        arrays[prefix + "fk.weight"] = (_stored_map(base, maps.key_map), kind)
+        arrays[prefix + "fq.weight"] = (_stored_map(base, maps.query_map, skip), kind)
+        arrays[prefix + "fk.weight"] = (_stored_map(base, maps.key_map, skip), kind)
         arrays[prefix + "window.weight"] = (maps.window_logits, "F32")
     for (layer, projection), update in sorted(lora.items()):
         prefix = f"blk.{layer}.{PROJECTIONS[projection]}.weight.lora_"
@@ -294,11 +294,20 @@ def _tensors(
     ]
 
 
-def _stored_map(base: Base, values: Floats) -> Floats:
-    """[heads, d, f] in Hugging Face row order -> [heads, f, d] in the base file's order."""
+def _stored_map(base: Base, values: Floats, skip_connection: bool) -> Floats:
+    """[heads, d, f] in Hugging Face row order -> [heads, f, d] in the base file's order.
+
+    A skip connection adds x to W'x, so its features are in the order of x too.
+    """
+
+    def permute(axis_first: Floats) -> Floats:
+        rows = axis_first.reshape(-1, axis_first.shape[-1])
+        return permute_rows(rows, base.heads.query).reshape(axis_first.shape)
+
     if is_permuted(base.architecture):
-        values = permute_rows(values.reshape(-1, values.shape[-1]), base.heads.query).reshape(values.shape)
-    return np.ascontiguousarray(values.swapaxes(1, 2))
+        values = permute(values)
+    stored = np.ascontiguousarray(values.swapaxes(1, 2))
+    return permute(stored) if skip_connection and is_permuted(base.architecture) else stored
 
 
 def _stored_rows(base: Base, projection: str, values: Floats) -> Floats:
