@@ -84,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a GGUF file; default: the embedded model")
     parser.add_argument("--adapter")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=["passkey", "needle"], choices=list(TASKS))
     parser.add_argument("--policies", nargs="+", default=["self_recall", "weighted_recall"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--sparse", nargs="+", type=int, default=[0, 32, 64, 128, 256])

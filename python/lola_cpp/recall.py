@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import _core
@@ -13,38 +14,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-_WORDS = (
-    "pumpkin",
-    "lantern",
-    "river",
-    "anchor",
-    "violin",
-    "meadow",
-    "copper",
-    "falcon",
-    "island",
-    "mirror",
-    "harbor",
-    "ladder",
-    "marble",
-    "walnut",
-    "tunnel",
-    "saddle",
-    "basket",
-    "candle",
-    "dragon",
-    "engine",
-    "forest",
-    "garden",
-    "hammer",
-    "jacket",
-    "kettle",
-    "lemon",
-    "magnet",
-    "needle",
-    "orchid",
-    "pepper",
-)
+_WORDS = ("pumpkin", "lantern", "river", "anchor", "violin", "meadow", "copper", "falcon", "island", "mirror")
 
 
 @dataclass(frozen=True)
@@ -77,7 +47,14 @@ def passkey_prompt(
     )
 
 
-def needle_prompt(tokenizer: Tokenizer, length: int, *, rng: random.Random, depth: float | None = None) -> RecallPrompt:
+def needle_prompt(
+    tokenizer: Tokenizer,
+    length: int,
+    *,
+    rng: random.Random,
+    depth: float | None = None,
+    separator: str = " ",
+) -> RecallPrompt:
     """A seven-digit number for a word in repeated noise (RULER S-NIAH, arXiv 2404.06654), at most `length` tokens."""
     word, number = rng.choice(_WORDS), "".join(rng.choices("0123456789", k=7))
     return _build(
@@ -88,13 +65,17 @@ def needle_prompt(tokenizer: Tokenizer, length: int, *, rng: random.Random, dept
         opening="A special magic number is hidden within the following text. Make sure to memorize it. "
         "I will quiz you about the number afterwards.\n",
         hidden=f"One of the special magic numbers for {word} is: {number}.",
-        separator="\n",
+        separator=separator,
         question=f"\nWhat is the special magic number for {word} mentioned in the provided text? "
         f"The special magic number for {word} mentioned in the provided text is",
     )
 
 
-TASKS: dict[str, Callable[..., RecallPrompt]] = {"passkey": passkey_prompt, "needle": needle_prompt}
+TASKS: dict[str, Callable[..., RecallPrompt]] = {
+    "passkey": passkey_prompt,
+    "needle": needle_prompt,
+    "needle_lines": partial(needle_prompt, separator="\n"),  # each round of noise on a line of its own
+}
 
 
 def _build(
@@ -123,8 +104,3 @@ def _build(
         repeats -= 1
         tokens = prompt(repeats)
     return RecallPrompt(tokens, answer, depth)
-
-
-def score(prompts: Sequence[RecallPrompt], answers: Sequence[str]) -> float:
-    """Share of prompts whose answer begins with what was hidden."""
-    return sum(p.found_in(a) for p, a in zip(prompts, answers, strict=True)) / len(prompts)
