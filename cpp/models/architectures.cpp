@@ -17,8 +17,6 @@ constexpr Architecture kArchitectures[] = {
 
 }  // namespace
 
-std::span<const Architecture> architectures() { return kArchitectures; }
-
 const Architecture& find_architecture(const GgufFile& file) {
   const std::string name = file.get_string("general.architecture");
   std::string_view base = name;

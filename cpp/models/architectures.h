@@ -1,7 +1,6 @@
 // The table of architectures: how each differs from the one decoder they all are.
 #pragma once
 
-#include <span>
 #include <string_view>
 
 #include "backend/backend.h"
@@ -15,8 +14,6 @@ struct Architecture {
   bool qkv_bias;  // q, k and v have biases
   bool qk_norm;   // q and k heads are RMS-normed before RoPE
 };
-
-std::span<const Architecture> architectures();
 
 // By general.architecture; "lola-llama" (the one-file form) is found as "llama". UnsupportedError
 // lists the names.
