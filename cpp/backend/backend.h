@@ -90,9 +90,16 @@ class Backend {
   // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
   virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
 
-  // The weight in this backend's memory. The file's mapping must outlive it.
+  // The row-wise weight at `data`, copied into this backend's memory in the layout of its products.
+  // DeviceError when there is not enough. The copy lives as long as the backend.
   virtual WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
                             int64_t cols) = 0;
+
+  // A weight of which only embed() reads rows. The file's mapping must outlive it.
+  virtual WeightMatrix load_table(const QuantFormat& format, const uint8_t* data, int64_t rows,
+                                  int64_t cols) {
+    return load(format, data, rows, cols);
+  }
 
   virtual std::unique_ptr<Executor> make_executor() = 0;
 };

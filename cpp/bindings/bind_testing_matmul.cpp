@@ -38,6 +38,25 @@ WeightMatrix make_weight(const Job& job, int64_t cols) {
   return weight;
 }
 
+// The weight in panels.
+class Panels {
+ public:
+  explicit Panels(const WeightMatrix& rows) : matrix_(rows) {
+    memory_.resize(static_cast<size_t>(panel_bytes(rows)) + kLineBytes);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    uint8_t* out = memory_.data() + (kLineBytes - address % kLineBytes) % kLineBytes;
+    for (int64_t i = 0; i * kPanelRows < rows.rows; ++i) write_panel(rows, i, out);
+    matrix_.data = out;
+    matrix_.panels = true;
+  }
+
+  const WeightMatrix& matrix() const { return matrix_; }
+
+ private:
+  WeightMatrix matrix_;
+  std::vector<uint8_t> memory_;
+};
+
 // A pool and its scratch memory, kept from call to call as the engine keeps them.
 class Matmul {
  public:
@@ -47,8 +66,9 @@ class Matmul {
   void multiply(const py::array_t<float>& x, std::vector<Job> jobs) {
     const int64_t tokens = x.shape(0);
     const int64_t x_stride = row_stride(x);
-    std::vector<WeightMatrix> weights;
-    for (const Job& job : jobs) weights.push_back(make_weight(job, x.shape(1)));
+    std::vector<Panels> weights;
+    weights.reserve(jobs.size());
+    for (const Job& job : jobs) weights.emplace_back(make_weight(job, x.shape(1)));
     std::vector<MatmulJob> products;
     for (size_t i = 0; i < jobs.size(); ++i) {
       auto& [type, data, rows, bias, out, accumulate] = jobs[i];
@@ -56,8 +76,8 @@ class Matmul {
       if (out.shape(0) != tokens || out.shape(1) < rows || (bias && bias->size() != rows)) {
         throw UsageError("out or bias: the shape does not fit the weight");
       }
-      products.push_back(
-          {&weights[i], bias ? bias->data() : nullptr, out.mutable_data(), out_stride, accumulate});
+      products.push_back({&weights[i].matrix(), bias ? bias->data() : nullptr, out.mutable_data(),
+                          out_stride, accumulate});
     }
     const float* input = x.data();
     py::gil_scoped_release release;
@@ -71,13 +91,17 @@ class Matmul {
 };
 
 py::array_t<float> decode_weight_row(uint32_t type, const py::array_t<uint8_t>& data, int64_t rows,
-                                     int64_t cols, int64_t row) {
+                                     int64_t cols, int64_t row, bool panels) {
   const WeightMatrix weight{&quant_format(QuantType{type}), data.data(), rows, cols};
   if (row < 0 || row >= rows || data.nbytes() != rows * weight.row_bytes()) {
     throw UsageError("row or data: outside the weight");
   }
   py::array_t<float> out(cols);
-  decode_row(weight, row, out.mutable_data());
+  if (panels) {
+    decode_row(Panels(weight).matrix(), row, out.mutable_data());
+  } else {
+    decode_row(weight, row, out.mutable_data());
+  }
   return out;
 }
 
@@ -88,7 +112,7 @@ void bind_testing_matmul(py::module_& testing) {
       .def(py::init<const std::string&, int>(), py::arg("isa"), py::arg("threads"))
       .def("multiply", &Matmul::multiply, py::arg("x"), py::arg("jobs"));
   testing.def("decode_weight_row", decode_weight_row, py::arg("type"), py::arg("data"),
-              py::arg("rows"), py::arg("cols"), py::arg("row"));
+              py::arg("rows"), py::arg("cols"), py::arg("row"), py::arg("panels"));
 }
 
 }  // namespace lola

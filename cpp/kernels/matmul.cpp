@@ -13,6 +13,7 @@ constexpr int64_t kMinTileBytes =
     16 * 1024;  // below this, handing out a tile costs more than it brings
 constexpr int64_t kMinParallelValues = 1 << 15;  // likewise for rounding activations
 constexpr size_t kAlignment = 64;
+constexpr int64_t kFewTokens = 8;  // up to here the time of a product is that of reading weights
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -29,32 +30,33 @@ bool any_quantized(std::span<const MatmulJob> jobs) {
 
 void check(std::span<const MatmulJob> jobs) {
   for (const MatmulJob& job : jobs) {
+    if (!job.weight->panels) throw UsageError("weight of a product: found rows, wanted panels");
     if (job.weight->cols == jobs[0].weight->cols) continue;
     throw UsageError(message("weights of one product: found ", job.weight->cols,
                              " columns, wanted as many as the first has, ", jobs[0].weight->cols));
   }
 }
 
-// [chunks, tokens]
-const ActivationBlock* round_activations(const MatmulKernels& kernels, ThreadPool& pool,
+// [cols / kGroup, tokens]
+const ActivationGroup* round_activations(const MatmulKernels& kernels, ThreadPool& pool,
                                          std::vector<uint8_t>& buffer, const float* x,
                                          int64_t x_stride, int64_t tokens, int64_t cols) {
-  const size_t count = static_cast<size_t>(ceil_div(cols, kChunk) * tokens);
-  auto* blocks =
-      reinterpret_cast<ActivationBlock*>(aligned(buffer, count * sizeof(ActivationBlock)));
+  const size_t count = static_cast<size_t>(ceil_div(cols, kGroup) * tokens);
+  auto* groups =
+      reinterpret_cast<ActivationGroup*>(aligned(buffer, count * sizeof(ActivationGroup)));
   const auto round = [&](int64_t token, int) {
-    kernels.round_activations(x + token * x_stride, cols, blocks + token, tokens);
+    kernels.round_activations(x + token * x_stride, cols, groups + token, tokens);
   };
   if (tokens > 1 && tokens * cols >= kMinParallelValues) {
     pool.parallel_for(tokens, round);
   } else {
     for (int64_t token = 0; token < tokens; ++token) round(token, 0);
   }
-  return blocks;
+  return groups;
 }
 
-int64_t rows_per_tile(const MatmulKernels& kernels, const ThreadPool& pool, int64_t tokens,
-                      std::span<const MatmulJob> jobs) {
+// Whole panels; with many tokens at most as many as share the activations.
+int64_t rows_per_tile(const ThreadPool& pool, int64_t tokens, std::span<const MatmulJob> jobs) {
   int64_t rows = 0;
   int64_t bytes = 0;
   for (const MatmulJob& job : jobs) {
@@ -63,12 +65,10 @@ int64_t rows_per_tile(const MatmulKernels& kernels, const ThreadPool& pool, int6
   }
   const int64_t tiles = kTilesPerThread * pool.threads();
   const int64_t fair = ceil_div(std::max<int64_t>(rows, 1), tiles);
-  if (tokens > kFewTokens) {
-    const int64_t panel = kernels.panel_rows;
-    return std::min<int64_t>(ceil_div(fair, panel) * panel, kMaxTileRows);
-  }
   const int64_t row_bytes = std::max<int64_t>(bytes / std::max<int64_t>(rows, 1), 1);
-  return std::max(fair, ceil_div(kMinTileBytes, row_bytes));
+  const int64_t wanted = std::max(fair, ceil_div(kMinTileBytes, row_bytes));
+  const int64_t panels = ceil_div(wanted, kPanelRows);
+  return kPanelRows * (tokens > kFewTokens ? std::min<int64_t>(panels, kMaxTilePanels) : panels);
 }
 
 }  // namespace
@@ -87,12 +87,12 @@ void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, co
   for (int thread = pool.threads() - 1; thread >= 0; --thread) {
     aligned(scratch.bytes(1 + thread), isa.scratch_bytes);  // grown here: workers only read
   }
-  const ActivationBlock* blocks = nullptr;
+  const ActivationGroup* groups = nullptr;
   if (any_quantized(jobs)) {
-    blocks =
+    groups =
         round_activations(isa, pool, scratch.bytes(0), x, x_stride, tokens, jobs[0].weight->cols);
   }
-  const int64_t tile_rows = rows_per_tile(isa, pool, tokens, jobs);
+  const int64_t tile_rows = rows_per_tile(pool, tokens, jobs);
   int64_t tiles = 0;
   for (const MatmulJob& job : jobs) tiles += ceil_div(job.weight->rows, tile_rows);
   pool.parallel_for(tiles, [&](int64_t tile, int thread) {
@@ -100,15 +100,10 @@ void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, co
     for (int64_t own; tile >= (own = ceil_div(job->weight->rows, tile_rows)); ++job) tile -= own;
     const int64_t begin = tile * tile_rows;
     const int64_t end = std::min(begin + tile_rows, job->weight->rows);
-    isa.multiply({job->weight, begin, end, tokens, x, x_stride, blocks, job->bias, job->out,
+    isa.multiply({job->weight, begin, end, tokens, x, x_stride, groups, job->bias, job->out,
                   job->out_stride, job->accumulate},
                  aligned(scratch.bytes(1 + thread), isa.scratch_bytes));
   });
-}
-
-void decode_row(const WeightMatrix& weight, int64_t row, float* out) {
-  const uint8_t* blocks = weight.data + row * weight.row_bytes();
-  weight.format->decode(blocks, weight.cols / weight.format->block_size, out);
 }
 
 }  // namespace lola

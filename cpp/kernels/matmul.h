@@ -7,20 +7,9 @@
 
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
-#include "quant/quant_table.h"
+#include "kernels/weight_layout.h"
 
 namespace lola {
-
-// A stored weight, row-major as in the file: row r gives output r. Points into the mapped file;
-// never copied.
-struct WeightMatrix {
-  const QuantFormat* format = nullptr;
-  const uint8_t* data = nullptr;
-  int64_t rows = 0;
-  int64_t cols = 0;
-
-  int64_t row_bytes() const { return cols / format->block_size * format->block_bytes; }
-};
 
 // One product. Jobs of one call share the input, so that q, k and v (or gate and up) are a single
 // pass.
@@ -41,13 +30,11 @@ class MatmulScratch {
   std::vector<std::vector<uint8_t>> buffers_;
 };
 
-// x [tokens, cols], row stride x_stride. Quantized weights: x is rounded to int8 in groups of 32
-// and the products are integer dot products; F32, F16 and BF16 weights: float32 arithmetic. A
-// token's result does not depend on the others in x beyond float rounding.
+// x [tokens, cols], row stride x_stride; weights in panels. Quantized weights: x is rounded to int8
+// in groups of 32 and the products are integer dot products; F32, F16 and BF16 weights: float32
+// arithmetic. Neither the other tokens in x nor the number of threads change a bit of a token's
+// result.
 void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, const float* x,
             int64_t x_stride, int64_t tokens, std::span<const MatmulJob> jobs);
-
-// out [cols] = row of the weight, decoded. For embeddings.
-void decode_row(const WeightMatrix& weight, int64_t row, float* out);
 
 }  // namespace lola

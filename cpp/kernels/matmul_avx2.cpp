@@ -1,248 +1,108 @@
-#include "kernels/matmul_avx2_steps.h"
+#include "kernels/matmul_round_avx2.h"
+#include "kernels/matmul_tile.h"
 
 namespace lola {
 namespace {
 
-struct Avx2Ops : Avx2Steps {
-  static constexpr int kPanelRows = 16;
+struct Avx2Lanes {
+  static constexpr int kLanes = 8;
+  using Words = __m256i;
+  using Floats = __m256;
 
-  struct RowSum {
-    __m256 products[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                          _mm256_setzero_ps()};
-    __m256 mins = _mm256_setzero_ps();
-  };
+  static Words load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Words splat_word(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
+  static Words bit_and(Words a, Words b) { return _mm256_and_si256(a, b); }
+  static Words bit_or(Words a, Words b) { return _mm256_or_si256(a, b); }
+  static Words bit_xor(Words a, Words b) { return _mm256_xor_si256(a, b); }
+  static Words shift_left(Words a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  static Words shift_right(Words a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+  static Words shift_right_signed(Words a, int n) {
+    return _mm256_sra_epi32(a, _mm_cvtsi32_si128(n));
+  }
+  static Words add_words(Words a, Words b) { return _mm256_add_epi32(a, b); }
+  static Words subtract_words(Words a, Words b) { return _mm256_sub_epi32(a, b); }
+  static Words multiply_words(Words a, Words b) { return _mm256_mullo_epi32(a, b); }
+  // table [16], index of each byte
+  static Words lookup(const int8_t* table, Words index) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), index);
+  }
 
-  // The 32-bit elements of a row lie kPanelRows apart: four q (as int8), two q (as int16, where q
-  // times an activation may overflow the byte multiply) or a float.
-  struct Panel {
-    alignas(64) float elements[kChunk * kPanelRows];
-    alignas(64) float scale[16 * kPanelRows];
-    alignas(64) float min[16 * kPanelRows];
-  };
+  static Floats as_float(Words a) { return _mm256_castsi256_ps(a); }
+  static Floats to_float(Words a) { return _mm256_cvtepi32_ps(a); }
+  static Floats halves(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Floats low_halves(Words a) {
+    const __m256i low = bit_and(a, splat_word(0xFFFF));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+  }
+  static Floats splat(float x) { return _mm256_set1_ps(x); }
+  static Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+  static void store_floats(Floats a, float* p) { _mm256_storeu_ps(p, a); }
+  static Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+  static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static Floats subtract_product(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
 
-  // Sums of four products.
-  template <typename Reader>
-  static __m256i byte_products(__m256i w, __m256i a) {
-    const __m256i pairs = Reader::kMaxQ
-                              ? _mm256_maddubs_epi16(w, a)
-                              : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  static Floats load_value(const uint8_t* p, F32) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  }
+  static Floats load_value(const uint8_t* p, F16) { return halves(p); }
+  static Floats load_value(const uint8_t* p, BF16) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
   }
 
   template <typename Reader>
-  static LOLA_INLINE void dot(const Chunk& chunk, const ActivationBlock& a, RowSum& sum) {
-    constexpr bool kHalves = Reader::kGroup == 16;
-    alignas(32) float scales[16];
-    multiply_scales<Reader>(chunk, a, scales, sum.mins);
-    LOLA_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const __m256i products =
-          byte_products<Reader>(load256(chunk.q + i * 32), load256(a.q + i * 32));
-      __m256 scale = _mm256_broadcast_ss(scales + (kHalves ? i * 2 : i));
-      if (kHalves) {
-        scale = _mm256_blend_ps(scale, _mm256_broadcast_ss(scales + (i * 2 + 1) % 16), 0xF0);
-      }
-      __m256& to = sum.products[i % 4];
-      to = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, to);
-    }
+  static constexpr int offset() {
+    return Reader::kOffset;
   }
-
-  static float total(const RowSum& sum) {
-    const __m256 low = _mm256_add_ps(sum.products[0], sum.products[1]);
-    const __m256 high = _mm256_add_ps(sum.products[2], sum.products[3]);
-    return sum8(_mm256_sub_ps(_mm256_add_ps(low, high), sum.mins));
-  }
-
   template <typename Reader>
-  static void fill_panel(const Chunk* chunks, Panel& panel) {
-    constexpr int kValues = Reader::kMaxQ ? 32 : 16;  // of a register's eight elements
-    for (int first = 0; first < kPanelRows; first += 8) {
-      const Chunk* rows = chunks + first;
-      for (int i = 0; i < kChunk / kValues; ++i) {
-        const auto load = [&](int row) {
-          const int8_t* q = rows[row].q + i * kValues;
-          return _mm256_castsi256_ps(Reader::kMaxQ ? load256(q) : _mm256_cvtepi8_epi16(load128(q)));
-        };
-        transpose8(load, panel.elements + i * 8 * kPanelRows + first, kPanelRows);
-      }
-      transpose_scales<Reader>(rows, panel.scale + first, panel.min + first, kPanelRows);
-    }
+  static void prepare(Words*) {}
+
+  // Sums of two byte products, in 16 bits. One operand is unsigned: q, or |q| with q's sign moved
+  // to the activation.
+  template <typename Reader>
+  static LOLA_INLINE __m256i pairs(__m256i q, __m256i a) {
+    if constexpr (Reader::kMaxQ != 0) return _mm256_maddubs_epi16(q, a);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
   }
 
-  // products[t][half] of a group whose q are unsigned and narrow: kChain sums of two products fit
-  // into 16 bits.
-  template <typename Reader, int kTokens>
-  static void narrow_products(const float* elements, const ActivationBlock* a, int first,
-                              __m256i (&products)[kTokens][2]) {
-    constexpr int kChain = Reader::kMaxQ <= 15 ? 8 : Reader::kMaxQ <= 31 ? 4 : 2;
-    constexpr int kSteps = Reader::kGroup / 4;
-    constexpr int kRun = kChain < kSteps ? kChain : kSteps;
-    for (int t = 0; t < kTokens; ++t) products[t][0] = products[t][1] = _mm256_setzero_si256();
-    LOLA_UNROLL
-    for (int run = 0; run < kSteps; run += kRun) {
-      __m256i pairs[kTokens][2];
-      LOLA_UNROLL
-      for (int step = 0; step < kRun; ++step) {
-        const float* w = elements + (run + step) * kPanelRows;
-        const __m256i w0 = load256(w);
-        const __m256i w1 = load256(w + 8);
-        LOLA_UNROLL
-        for (int t = 0; t < kTokens; ++t) {
-          const __m256i four = broadcast4(a[t].q + first + (run + step) * 4);
-          const __m256i p0 = _mm256_maddubs_epi16(w0, four);
-          const __m256i p1 = _mm256_maddubs_epi16(w1, four);
-          pairs[t][0] = step ? _mm256_add_epi16(pairs[t][0], p0) : p0;
-          pairs[t][1] = step ? _mm256_add_epi16(pairs[t][1], p1) : p1;
-        }
-      }
-      const __m256i ones = _mm256_set1_epi16(1);
-      LOLA_UNROLL
-      for (int t = 0; t < kTokens; ++t) {
-        products[t][0] = _mm256_add_epi32(products[t][0], _mm256_madd_epi16(pairs[t][0], ones));
-        products[t][1] = _mm256_add_epi32(products[t][1], _mm256_madd_epi16(pairs[t][1], ones));
-      }
-    }
-  }
-
-  // The same for any q, as products of 16-bit numbers. a [kTokens][kChunk]
-  template <typename Reader, int kTokens>
-  static void wide_products(const float* elements, const int16_t (*a)[kChunk], int first,
-                            __m256i (&products)[kTokens][2]) {
-    for (int t = 0; t < kTokens; ++t) products[t][0] = products[t][1] = _mm256_setzero_si256();
-    LOLA_UNROLL
-    for (int step = 0; step < Reader::kGroup / 2; ++step) {
-      const __m256i w0 = load256(elements + step * kPanelRows);
-      const __m256i w1 = load256(elements + step * kPanelRows + 8);
-      LOLA_UNROLL
-      for (int t = 0; t < kTokens; ++t) {
-        const __m256i two = broadcast4(a[t] + first + step * 2);
-        products[t][0] = _mm256_add_epi32(products[t][0], _mm256_madd_epi16(w0, two));
-        products[t][1] = _mm256_add_epi32(products[t][1], _mm256_madd_epi16(w1, two));
-      }
-    }
+  // So many of those sums fit into 16 bits together.
+  template <typename Reader>
+  static constexpr int chain() {
+    constexpr int kWords = Reader::kGroupSize / 4;
+    constexpr int kFit = Reader::kMaxQ == 0 ? 1 : 32767 / (Reader::kMaxQ * 2 * 127);
+    return kFit < kWords ? kFit : kWords;
   }
 
   template <typename Reader, int kTokens>
-  static void multiply_tokens(const Panel& panel, const ActivationBlock* a, float* sums) {
-    constexpr int kGroup = Reader::kGroup;
-    alignas(32) int16_t words[kTokens][kChunk];
-    for (int t = 0; t < kTokens && Reader::kMaxQ == 0; ++t) {
-      for (int i = 0; i < kChunk; i += 16) {
-        const __m256i sixteen = _mm256_cvtepi8_epi16(load128(a[t].q + i));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(words[t] + i), sixteen);
-      }
-    }
-    for (int group = 0; group < kChunk / kGroup; ++group) {
-      const int first = group * kGroup;
-      __m256i products[kTokens][2];
-      if constexpr (Reader::kMaxQ != 0) {
-        const float* elements = panel.elements + first / 4 * kPanelRows;
-        narrow_products<Reader>(elements, a, first, products);
-      } else {
-        const float* elements = panel.elements + first / 2 * kPanelRows;
-        wide_products<Reader>(elements, words, first, products);
-      }
-      LOLA_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const __m256 scale = _mm256_load_ps(panel.scale + group * kPanelRows + half * 8);
-        const __m256 min = _mm256_load_ps(panel.min + group * kPanelRows + half * 8);
-        LOLA_UNROLL
-        for (int t = 0; t < kTokens; ++t) {
-          float* to = sums + t * kPanelRows + half * 8;
-          const __m256 a_scale = _mm256_broadcast_ss(&a[t].scale[first / 32]);
-          const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(products[t][half]), a_scale);
-          __m256 sum = _mm256_fmadd_ps(value, scale, _mm256_load_ps(to));
-          if (Reader::kHasMin) {
-            const float* a_sum = kGroup == 32 ? &a[t].sum32[group % 8] : &a[t].sum16[group];
-            sum = _mm256_fnmadd_ps(min, _mm256_broadcast_ss(a_sum), sum);
-          }
-          _mm256_store_ps(to, sum);
-        }
-      }
-    }
-  }
-
-  template <typename Reader>
-  static void multiply_panel(const Panel& panel, const ActivationBlock* a, int64_t tokens,
-                             float* sums) {
-    int64_t token = 0;
-    for (; token + 4 <= tokens; token += 4) {
-      multiply_tokens<Reader, 4>(panel, a + token, sums + token * kPanelRows);
-    }
-    for (; token < tokens; ++token) {
-      multiply_tokens<Reader, 1>(panel, a + token, sums + token * kPanelRows);
-    }
-  }
-
-  template <typename Value>
-  static float float_dot(const uint8_t* values, const float* x, int64_t cols) {
-    __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                      _mm256_setzero_ps()};
-    int64_t col = 0;
-    for (; col + 32 <= cols; col += 32) {
-      LOLA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const __m256 w = load8(values + (col + i * 8) * Value::kBytes, Value{});
-        sums[i] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x + col + i * 8), sums[i]);
-      }
-    }
-    for (; col < cols; col += 8) {
-      alignas(32) uint8_t w[8 * 4] = {};
-      alignas(32) float a[8] = {};
-      const auto count = static_cast<size_t>(smaller(8, cols - col));
-      std::memcpy(w, values + col * Value::kBytes, count * Value::kBytes);
-      std::memcpy(a, x + col, count * sizeof(float));
-      sums[0] = _mm256_fmadd_ps(load8(w, Value{}), _mm256_load_ps(a), sums[0]);
-    }
-    return sum8(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-  }
-
-  static void fill_float_panel(const float* rows, int64_t cols, Panel& panel) {
-    transpose_floats(rows, kPanelRows, cols, panel.elements);
-  }
-
-  template <int kTokens>
-  static void multiply_float_tokens(const Panel& panel, const float* x, int64_t x_stride,
-                                    int64_t cols, float* to) {
-    __m256 sums[kTokens][2];
+  static LOLA_INLINE void add_dots(const Words* q, const ActivationGroup* a, int first,
+                                   Words* sums) {
+    constexpr int kChain = chain<Reader>();
     LOLA_UNROLL
     for (int t = 0; t < kTokens; ++t) {
-      sums[t][0] = _mm256_load_ps(to + t * kPanelRows);
-      sums[t][1] = _mm256_load_ps(to + t * kPanelRows + 8);
-    }
-    for (int64_t i = 0; i < cols; ++i) {
-      const __m256 w0 = _mm256_load_ps(panel.elements + i * kPanelRows);
-      const __m256 w1 = _mm256_load_ps(panel.elements + i * kPanelRows + 8);
       LOLA_UNROLL
-      for (int t = 0; t < kTokens; ++t) {
-        const __m256 value = _mm256_broadcast_ss(x + t * x_stride + i);
-        sums[t][0] = _mm256_fmadd_ps(w0, value, sums[t][0]);
-        sums[t][1] = _mm256_fmadd_ps(w1, value, sums[t][1]);
+      for (int begin = 0; begin < Reader::kGroupSize / 4; begin += kChain) {
+        __m256i sum16 = _mm256_setzero_si256();
+        LOLA_UNROLL
+        for (int i = begin; i < begin + kChain; ++i) {
+          int32_t four;
+          std::memcpy(&four, a[t].q + first + i * 4, sizeof(four));
+          const __m256i products = pairs<Reader>(q[i], _mm256_set1_epi32(four));
+          sum16 = i == begin ? products : _mm256_add_epi16(sum16, products);
+        }
+        sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(sum16, _mm256_set1_epi16(1)));
       }
-    }
-    LOLA_UNROLL
-    for (int t = 0; t < kTokens; ++t) {
-      _mm256_store_ps(to + t * kPanelRows, sums[t][0]);
-      _mm256_store_ps(to + t * kPanelRows + 8, sums[t][1]);
-    }
-  }
-
-  static void multiply_float_panel(const Panel& panel, const float* x, int64_t x_stride,
-                                   int64_t cols, int64_t tokens, float* sums) {
-    int64_t token = 0;
-    for (; token + 6 <= tokens; token += 6) {
-      multiply_float_tokens<6>(panel, x + token * x_stride, x_stride, cols,
-                               sums + token * kPanelRows);
-    }
-    for (; token < tokens; ++token) {
-      multiply_float_tokens<1>(panel, x + token * x_stride, x_stride, cols,
-                               sums + token * kPanelRows);
     }
   }
 };
 
 }  // namespace
 
-constinit const MatmulKernels kMatmulAvx2 = matmul_kernels<Avx2Ops>();
+constinit const MatmulKernels kMatmulAvx2 = {sizeof(Workspace), round_activations_avx2,
+                                             multiply<Avx2Lanes>};
 
 }  // namespace lola

@@ -8,29 +8,38 @@
 
 namespace lola {
 
-inline constexpr int kChunk = 256;          // columns that are read, rounded and summed together
-inline constexpr int kMaxTileRows = 64;     // rows of a tile when there are many tokens
-inline constexpr int kMaxTileTokens = 512;  // tokens whose sums a thread keeps at a time
-inline constexpr int kFewTokens = 8;        // up to here weights are read by row, beyond by panel
+inline constexpr int kGroup = 32;          // activations that are rounded together
+inline constexpr int kMaxTilePanels = 4;   // panels that share the activations in a nearby cache
+inline constexpr int kMaxRunTokens = 128;  // tokens whose sums a thread keeps at a time
 
-// 256 activations of one token, rounded to int8 in groups of 32. Columns past the end are zero.
-struct alignas(32) ActivationBlock {
-  int8_t q[kChunk];     // in [-127, 127]
-  float scale[8];       // activation = scale * q
-  float sum32[8];       // scale * sum of q, for weights with a min per 32
-  int32_t offset32[8];  // -128 * sum of q: corrects products with weights stored as q + 128
-  float sum16[16];      // the same two for groups of 16
-  int32_t offset16[16];
+// Integer sums start at the bits of this float, and so are, as floats, kMagic + the sum: the
+// conversion costs nothing. Sums stay below 2^22.
+inline constexpr float kMagic = 0x1.8p23f;
+inline constexpr int32_t kMagicBits = 0x4B400000;
+
+// 32 activations of one token, rounded to int8, and what else products with them need, in a cache
+// line.
+struct alignas(64) ActivationGroup {
+  int8_t q[kGroup];       // in [-127, 127]
+  float scale;            // activation = scale * q; 22 significant bits, so that
+  float minus_magic;      // = -kMagic * scale is exact
+  float sum;              // scale * sum of q, for weights with a min
+  float half_sum[2];      // the same of each 16
+  int32_t start;          // kMagicBits - 128 * sum of q, for weights stored as q + 128
+  int32_t half_start[2];  // kMagicBits - 32 * sum of 16, for weights stored as q + 32
 };
+static_assert(sizeof(ActivationGroup) == 64);
+inline constexpr int kStartOffset = 128;
+inline constexpr int kHalfStartOffset = 32;
 
 struct MatmulTile {
   const WeightMatrix* weight;
-  int64_t row_begin;
+  int64_t row_begin;  // a multiple of kPanelRows
   int64_t row_end;
   int64_t tokens;
   const float* x;  // [tokens, cols], read by float weights
   int64_t x_stride;
-  const ActivationBlock* blocks;  // [chunks, tokens], read by quantized weights
+  const ActivationGroup* groups;  // [cols / kGroup, tokens], read by quantized weights
   const float* bias;              // [rows] or null
   float* out;                     // [tokens, rows], row stride out_stride
   int64_t out_stride;
@@ -38,17 +47,12 @@ struct MatmulTile {
 };
 
 struct MatmulKernels {
-  // Tiles with many tokens begin at a multiple of this, so that the split into tiles changes no
-  // result.
-  int panel_rows;
   size_t scratch_bytes;  // of one thread, aligned to 64
 
-  // x [cols] -> the blocks of one token, block_stride apart. A group with a NaN or an infinity gets
+  // x [cols] -> groups [cols / kGroup], `stride` apart. A group with a NaN or an infinity gets
   // scale NaN.
-  void (*round_activations)(const float* x, int64_t cols, ActivationBlock* blocks,
-                            int64_t block_stride);
+  void (*round_activations)(const float* x, int64_t cols, ActivationGroup* groups, int64_t stride);
 
-  // At most kMaxTileRows rows when tokens > kFewTokens.
   void (*multiply)(const MatmulTile& tile, uint8_t* scratch);
 };
 

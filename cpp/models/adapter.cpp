@@ -164,19 +164,16 @@ void add_lora(const GgufFile& file, const std::string& name, double alpha, Backe
     wrong(file, "tensor '" + a_name + "'", "rank " + std::to_string(rank),
           "1 to " + std::to_string(kMaxRank));
   }
-  std::vector<float> values = finite_floats(file, a_name, {rank, linear.weight.cols});
-  const size_t b_begin = values.size();
-  const std::vector<float> b = finite_floats(file, b_name, {linear.weight.rows, rank});
+  const std::vector<float> down = finite_floats(file, a_name, {rank, linear.weight.cols});
+  std::vector<float> up = finite_floats(file, b_name, {linear.weight.rows, rank});
   const float scale = static_cast<float>(alpha / static_cast<double>(rank));
-  for (float x : b) values.push_back(x * scale);
-  linear.lora_floats = to_backend(backend, values, "LoRA of '" + name + "'");
-  const float* floats = linear.lora_floats.as<const float>();
-  const QuantFormat& f32 = quant_format(QuantType::kF32);
-  const auto matrix = [&](const float* data, int64_t rows, int64_t cols) {
-    return WeightMatrix{&f32, reinterpret_cast<const uint8_t*>(data), rows, cols};
+  for (float& x : up) x *= scale;
+  const auto load = [&](const std::vector<float>& values, int64_t rows, int64_t cols) {
+    return backend.load(quant_format(QuantType::kF32),
+                        reinterpret_cast<const uint8_t*>(values.data()), rows, cols);
   };
-  linear.lora_a = matrix(floats, rank, linear.weight.cols);
-  linear.lora_b = matrix(floats + b_begin, linear.weight.rows, rank);
+  linear.lora_a = load(down, rank, linear.weight.cols);
+  linear.lora_b = load(up, linear.weight.rows, rank);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "models/weights.h"
 
 #include "base/error.h"
+#include "base/system.h"
 
 namespace lola {
 namespace {
@@ -18,7 +19,14 @@ class Loader {
 
   WeightMatrix matrix(const std::string& name, int64_t rows, int64_t cols) const {
     const GgufTensor& tensor = checked_tensor(file_, name, {rows, cols});
-    return backend_.load(*tensor.format, tensor.data, rows, cols);
+    const WeightMatrix weight = backend_.load(*tensor.format, tensor.data, rows, cols);
+    drop_file_pages(tensor.data, static_cast<size_t>(rows * weight.row_bytes()));
+    return weight;
+  }
+
+  WeightMatrix table(const std::string& name, int64_t rows, int64_t cols) const {
+    const GgufTensor& tensor = checked_tensor(file_, name, {rows, cols});
+    return backend_.load_table(*tensor.format, tensor.data, rows, cols);
   }
 
   Buffer vector(const std::string& name, int64_t size) const {
@@ -97,12 +105,16 @@ Buffer to_backend(Backend& backend, const std::vector<float>& values, const std:
 Weights load_weights(const GgufFile& file, const Hyperparameters& h, Backend& backend) {
   const Loader loader(file, h, backend);
   Weights weights;
-  weights.token_embedding = loader.matrix("token_embd.weight", h.vocabulary, h.dim);
   for (int64_t i = 0; i < h.layers; ++i) weights.layers.push_back(loader.layer(i));
   weights.output_norm = loader.vector("output_norm.weight", h.dim);
-  const bool tied = file.find_tensor("output.weight") == nullptr;
-  weights.output =
-      tied ? weights.token_embedding : loader.matrix("output.weight", h.vocabulary, h.dim);
+  // A file without an output matrix multiplies with the embedding's.
+  if (file.find_tensor("output.weight") == nullptr) {
+    weights.output = loader.matrix("token_embd.weight", h.vocabulary, h.dim);
+    weights.token_embedding = weights.output;
+  } else {
+    weights.output = loader.matrix("output.weight", h.vocabulary, h.dim);
+    weights.token_embedding = loader.table("token_embd.weight", h.vocabulary, h.dim);
+  }
   return weights;
 }
 

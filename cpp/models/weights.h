@@ -17,7 +17,6 @@ struct Linear {
   Buffer bias;          // [out], or empty
   WeightMatrix lora_a;  // [rank, in], rows = 0 without an adapter
   WeightMatrix lora_b;  // [out, rank]
-  Buffer lora_floats;   // both, float32
 };
 
 struct DecoderLayer {

@@ -50,16 +50,25 @@ struct Case {
   const lola::QuantFormat* format;
   Shape shape;
   std::vector<uint8_t> blocks;
+  std::vector<uint8_t> panels;
   std::vector<float> x;
   std::vector<float> bias;
 };
+
+std::vector<uint8_t> in_panels(const lola::WeightMatrix& rows) {
+  std::vector<uint8_t> panels(static_cast<size_t>(lola::panel_bytes(rows)));
+  for (int64_t i = 0; i * lola::kPanelRows < rows.rows; ++i) {
+    lola::write_panel(rows, i, panels.data());
+  }
+  return panels;
+}
 
 std::vector<float> run(const lola::MatmulKernels& isa, const Case& c) {
   lola::Kernels kernels{};
   kernels.matmul = &isa;
   lola::ThreadPool pool(1);
   lola::MatmulScratch scratch;
-  const lola::WeightMatrix weight{c.format, c.blocks.data(), c.shape.rows, c.shape.cols};
+  const lola::WeightMatrix weight{c.format, c.panels.data(), c.shape.rows, c.shape.cols, true};
   std::vector<float> out(static_cast<size_t>(c.shape.tokens * c.shape.rows), 0.5f);
   const lola::MatmulJob job{&weight, c.bias.data(), out.data(), c.shape.rows, true};
   lola::matmul(kernels, pool, scratch, c.x.data(), c.shape.cols, c.shape.tokens, {&job, 1});
@@ -101,10 +110,11 @@ int check(const char* name, const lola::MatmulKernels& isa) {
   for (const lola::QuantFormat& format : lola::quant_formats()) {
     for (const Shape shape : {Shape{3, 256, 1}, Shape{17, 320, 3}, Shape{5, 768, 8},
                               Shape{70, 512, 9}, Shape{33, 1344, 23}}) {
-      Case c{&format, shape, {}, {}, {}};
+      Case c{&format, shape, {}, {}, {}, {}};
       if (format.block_size == 1) c.shape.cols -= 13;
       c.shape.cols -= c.shape.cols % format.block_size;
       c.blocks = random_blocks(format, c.shape.rows * c.shape.cols / format.block_size);
+      c.panels = in_panels({&format, c.blocks.data(), c.shape.rows, c.shape.cols});
       c.x = random_floats(c.shape.tokens * c.shape.cols);
       c.bias = random_floats(c.shape.rows);
       failures += compare(name, isa, c);

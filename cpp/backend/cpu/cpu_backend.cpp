@@ -7,6 +7,7 @@
 
 #include "backend/cpu/softmax_attention.h"
 #include "base/error.h"
+#include "base/system.h"
 #include "base/thread_pool.h"
 
 namespace lola {
@@ -137,7 +138,20 @@ class CpuBackend final : public Backend {
 
   WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
                     int64_t cols) override {
-    return WeightMatrix{&format, data, rows, cols};
+    const WeightMatrix file{&format, data, rows, cols};
+    const int64_t bytes = panel_bytes(file);
+    Buffer panels = allocate(bytes, "a weight");
+    uint8_t* out = panels.as<uint8_t>();
+    advise_huge_pages(out, static_cast<size_t>(bytes));
+    const int64_t count = (rows + kPanelRows - 1) / kPanelRows;
+    pool_.parallel_for(count, [&](int64_t panel, int) { write_panel(file, panel, out); });
+    weights_.push_back(std::move(panels));
+    return {&format, out, rows, cols, true};
+  }
+
+  WeightMatrix load_table(const QuantFormat& format, const uint8_t* data, int64_t rows,
+                          int64_t cols) override {
+    return {&format, data, rows, cols};
   }
 
   std::unique_ptr<Executor> make_executor() override {
@@ -147,6 +161,7 @@ class CpuBackend final : public Backend {
  private:
   const Kernels& kernels_;
   ThreadPool pool_;
+  std::vector<Buffer> weights_;
 };
 
 }  // namespace
