@@ -1,4 +1,5 @@
-// Small dense products written once over a vector type V (vec_<isa>.h), for kernels_simd.h.
+// Small dense products written once over a vector type V (vec_<isa>.h), for kernels_simd.h. Right
+// operands are floats or halves (B = uint16_t).
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,8 @@ template <typename V>
 constexpr int kPanelWidth = V::kWidth* kTileVectors<V, kMaxBlockRows>;
 
 // c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
-template <typename V, int kRows, int kVectors>
-void multiply_tile(int64_t k, LeftOperand a, const float* b, int64_t ldb, float* c, int64_t ldc) {
+template <typename V, int kRows, int kVectors, typename B>
+void multiply_tile(int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c, int64_t ldc) {
   V sums[kRows][kVectors];
   for (auto& row : sums) {
     for (V& sum : row) sum = V::zero();
@@ -52,9 +53,9 @@ void multiply_tile(int64_t k, LeftOperand a, const float* b, int64_t ldb, float*
 }
 
 // The same for the last columns, fewer than V::kWidth.
-template <typename V, int kRows>
-void multiply_narrow_tile(int columns, int64_t k, LeftOperand a, const float* b, int64_t ldb,
-                          float* c, int64_t ldc) {
+template <typename V, int kRows, typename B>
+void multiply_narrow_tile(int columns, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
+                          int64_t ldc) {
   V sums[kRows];
   for (V& sum : sums) sum = V::zero();
   const float* column = a.data;
@@ -69,15 +70,15 @@ void multiply_narrow_tile(int columns, int64_t k, LeftOperand a, const float* b,
 }
 
 // c[kRows, n] += a b, in tiles that get narrower towards the end.
-template <typename V, int kRows, int kVectors>
-void multiply_row_block(int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb, float* c,
+template <typename V, int kRows, int kVectors, typename B>
+void multiply_row_block(int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
                         int64_t ldc) {
   constexpr int kWidth = kVectors * V::kWidth;
   for (; n >= kWidth; n -= kWidth, b += kWidth, c += kWidth) {
     multiply_tile<V, kRows, kVectors>(k, a, b, ldb, c, ldc);
   }
   if constexpr (kVectors > 1) {
-    multiply_row_block<V, kRows, kVectors - 1>(n, k, a, b, ldb, c, ldc);
+    multiply_row_block<V, kRows, kVectors - 1, B>(n, k, a, b, ldb, c, ldc);
   } else if (n > 0) {
     multiply_narrow_tile<V, kRows>(static_cast<int>(n), k, a, b, ldb, c, ldc);
   }
@@ -95,33 +96,33 @@ void for_each_row_block(int64_t m, const Block& block) {
 }
 
 // c[m, n] += a b
-template <typename V>
-void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
+template <typename V, typename B>
+void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb,
                     float* c, int64_t ldc) {
   for_each_row_block<kMaxBlockRows>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
     switch (rows) {
       case 1:
-        return run(multiply_row_block<V, 1, kTileVectors<V, 1>>);
+        return run(multiply_row_block<V, 1, kTileVectors<V, 1>, B>);
       case 2:
-        return run(multiply_row_block<V, 2, kTileVectors<V, 2>>);
+        return run(multiply_row_block<V, 2, kTileVectors<V, 2>, B>);
       case 3:
-        return run(multiply_row_block<V, 3, kTileVectors<V, 3>>);
+        return run(multiply_row_block<V, 3, kTileVectors<V, 3>, B>);
       case 4:
-        return run(multiply_row_block<V, 4, kTileVectors<V, 4>>);
+        return run(multiply_row_block<V, 4, kTileVectors<V, 4>, B>);
       case 5:
-        return run(multiply_row_block<V, 5, kTileVectors<V, 5>>);
+        return run(multiply_row_block<V, 5, kTileVectors<V, 5>, B>);
       default:
-        return run(multiply_row_block<V, 6, kTileVectors<V, 6>>);
+        return run(multiply_row_block<V, 6, kTileVectors<V, 6>, B>);
     }
   });
 }
 
 // c[m, n] += a b. For many rows panel after panel of b's columns, so that a panel stays in the L1
 // cache for all rows; for few, tiles may be as wide as they like.
-template <typename V>
-void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const float* b, int64_t ldb,
-                  float* c, int64_t ldc) {
+template <typename V, typename B>
+void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
+                  int64_t ldc) {
   const int64_t width = m <= 2 * kMaxBlockRows ? n : kPanelWidth<V>;
   for (int64_t j = 0; j < n; j += width) {
     const int64_t columns = n - j < width ? n - j : width;
@@ -173,8 +174,8 @@ void multiply_transposed(int64_t m, int64_t n, int64_t k, LeftOperand a, const f
 }
 
 // c[kRows, kColumns] = a b', each result the sum across a register.
-template <typename V, int kRows, int kColumns>
-void dot_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+template <typename V, int kRows, int kColumns, typename B>
+void dot_tile(int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb, float* c,
               int64_t ldc) {
   V sums[kRows][kColumns];
   for (auto& row : sums) {
@@ -190,9 +191,9 @@ void dot_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ld
   };
   int64_t p = 0;
   for (; p + V::kWidth <= k; p += V::kWidth) {
-    accumulate([&](const float* x) { return V::load(x + p); });
+    accumulate([&](const auto* x) { return V::load(x + p); });
   }
-  if (p < k) accumulate([&](const float* x) { return V::load(x + p, static_cast<int>(k - p)); });
+  if (p < k) accumulate([&](const auto* x) { return V::load(x + p, static_cast<int>(k - p)); });
 
   for (int i = 0; i < kRows; ++i) {
     if constexpr (kColumns % 4 == 0) {
@@ -208,8 +209,8 @@ void dot_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ld
 }
 
 // c[kRows, n] = a b'
-template <typename V, int kRows>
-void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+template <typename V, int kRows, typename B>
+void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
                    float* c, int64_t ldc) {
   constexpr int kColumns = kRows == 1 ? 8 : 4;
   int64_t j = 0;
@@ -219,27 +220,43 @@ void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const floa
   for (; j < n; ++j) dot_tile<V, kRows, 1>(k, a, lda, b + j * ldb, ldb, c + j, ldc);
 }
 
-template <typename V>
-void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-             int64_t ldb, float* c, int64_t ldc) {
-  constexpr int64_t kFewRows = 12;
-  if (m > kFewRows) return multiply_transposed<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
-  for_each_row_block<3>(m, [&](int rows, int64_t i) {
+// c[m, n] = a b', for few rows.
+template <typename V, typename B>
+void multiply_by_dots(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b,
+                      int64_t ldb, float* c, int64_t ldc) {
+  constexpr int kMaxDotRows = V::kAccumulators >= 16 ? 4 : 3;
+  for_each_row_block<kMaxDotRows>(m, [&](int rows, int64_t i) {
     const auto run = [&](auto block) { block(n, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc); };
     switch (rows) {
       case 1:
-        return run(dot_row_block<V, 1>);
+        return run(dot_row_block<V, 1, B>);
       case 2:
-        return run(dot_row_block<V, 2>);
+        return run(dot_row_block<V, 2, B>);
+      case 3:
+        return run(dot_row_block<V, 3, B>);
       default:
-        return run(dot_row_block<V, 3>);
+        return run(dot_row_block<V, kMaxDotRows, B>);
     }
   });
 }
 
 template <typename V>
-void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
+  constexpr int64_t kFewRows = 12;
+  if (m > kFewRows) return multiply_transposed<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
+  multiply_by_dots<V>(m, n, k, a, lda, b, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_nt_f16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint16_t* b,
+                 int64_t ldb, float* c, int64_t ldc) {
+  multiply_by_dots<V>(m, n, k, a, lda, b, ldb, c, ldc);
+}
+
+template <typename V, typename B>
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
+             float* c, int64_t ldc) {
   multiply_add<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
 }
 

@@ -27,12 +27,23 @@ struct Kernels {
   void (*gemm_tn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
 
+  // The first two with a right operand of halves, for few rows: b is read once for every few rows
+  // of a, and converted in registers.
+  void (*gemm_nt_f16)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                      const uint16_t* b, int64_t ldb, float* c, int64_t ldc);
+  void (*gemm_nn_f16)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                      const uint16_t* b, int64_t ldb, float* c, int64_t ldc);
+
   float (*max)(const float* x, int64_t n);  // n >= 1
   float (*dot)(const float* a, const float* b, int64_t n);
   void (*scale)(float* x, int64_t n, float factor);
   // x = exp(x - shift), at most 4 ulp off, and 0 below e^-87.3 (no subnormal results). Returns the
   // sum.
   float (*exp_shift)(float* x, int64_t n, float shift);
+  // out = max(least, exp(sign x - max(sign x))), the exponentials divided by their sum if
+  // normalise. out may be x; n >= 1.
+  void (*exp_features)(const float* x, float sign, int64_t n, bool normalise, float least,
+                       float* out);
   float (*squared_distance)(const float* a, const float* b, int64_t n);
 
   // out = x / sqrt(mean(x^2) + eps) * weight

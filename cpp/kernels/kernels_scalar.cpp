@@ -11,23 +11,29 @@
 namespace lola {
 namespace {
 
-void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-             int64_t ldb, float* c, int64_t ldc) {
+float to_float(float x) { return x; }
+float to_float(uint16_t half) { return f16_to_f32(half); }
+
+// B: float, or uint16_t for halves.
+template <typename B>
+void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
+             float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0.0f;
-      for (int64_t p = 0; p < k; ++p) sum += a[i * lda + p] * b[j * ldb + p];
+      for (int64_t p = 0; p < k; ++p) sum += a[i * lda + p] * to_float(b[j * ldb + p]);
       c[i * ldc + j] = sum;
     }
   }
 }
 
-void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-             int64_t ldb, float* c, int64_t ldc) {
+template <typename B>
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
+             float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t p = 0; p < k; ++p) {
       const float factor = a[i * lda + p];
-      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * b[p * ldb + j];
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * to_float(b[p * ldb + j]);
     }
   }
 }
@@ -72,6 +78,15 @@ float exp_or_zero(float x) { return x < kLowestExponent ? 0.0f : std::exp(x); }
 
 float exp_shift(float* x, int64_t n, float shift) {
   return sum_of(n, [=](int64_t i) { return x[i] = exp_or_zero(x[i] - shift); });
+}
+
+void exp_features(const float* x, float sign, int64_t n, bool normalise, float least, float* out) {
+  float largest = sign * x[0];
+  for (int64_t i = 1; i < n; ++i) largest = std::max(largest, sign * x[i]);
+  const float sum =
+      sum_of(n, [=](int64_t i) { return out[i] = exp_or_zero(sign * x[i] - largest); });
+  const float factor = normalise ? 1.0f / sum : 1.0f;
+  for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i] * factor, least);
 }
 
 float squared_distance(const float* a, const float* b, int64_t n) {
@@ -151,13 +166,16 @@ constinit const Kernels kScalarKernels = {
     .isa = Isa::kScalar,
     .name = "scalar",
     .matmul = &kMatmulScalar,
-    .gemm_nt = gemm_nt,
-    .gemm_nn = gemm_nn,
+    .gemm_nt = gemm_nt<float>,
+    .gemm_nn = gemm_nn<float>,
     .gemm_tn = gemm_tn,
+    .gemm_nt_f16 = gemm_nt<uint16_t>,
+    .gemm_nn_f16 = gemm_nn<uint16_t>,
     .max = max,
     .dot = dot,
     .scale = scale,
     .exp_shift = exp_shift,
+    .exp_features = exp_features,
     .squared_distance = squared_distance,
     .rms_norm = rms_norm,
     .silu_gate = silu_gate,

@@ -56,16 +56,13 @@ float sum_of(int64_t n, const Term& term) {
 }
 
 // e^x for x = n ln 2 + r, |r| <= ln 2 / 2: 2^n e^r. Below 2 ulp; 0 below kLowestExponent, infinity
-// above the range, and NaN for NaN (the order of the operands of max and min lets it through).
+// above the range, whatever the steps in between made of such an x; and NaN for NaN.
 template <typename V>
 V exp(V x) {
   constexpr float kHighestExponent = 88.722832f;
-  const V lowest = V::all(kLowestExponent);
-  const V highest = V::all(kHighestExponent);
-  const V inside = V::min(highest, V::max(lowest, x));
-  const V n = (inside * V::all(1.44269504f)).round();
+  const V n = (x * V::all(1.44269504f)).round();
   // ln 2 in two parts; the first has few bits, so n times it is exact.
-  const V r = V::fma(n, V::all(2.12194440e-4f), V::fma(n, V::all(-0.693359375f), inside));
+  const V r = V::fma(n, V::all(2.12194440e-4f), V::fma(n, V::all(-0.693359375f), x));
   // e^r = 1 + r + r^2 p(r), p fitted for the least relative error: 4e-9.
   V p = V::all(0.001381453825f);
   p = V::fma(p, r, V::all(0.008368745446f));
@@ -73,23 +70,30 @@ V exp(V x) {
   p = V::fma(p, r, V::all(0.166665211320f));
   p = V::fma(p, r, V::all(0.499999940395f));
   p = V::fma(r * r, p, r) + V::all(1.0f);
-  const V y = V::if_less(x, lowest, V::zero(), p.times_power_of_two(n));
-  return V::if_less(highest, x, V::all(INFINITY), y);
+  const V y = V::if_less(x, V::all(kLowestExponent), V::zero(), p.times_power_of_two(n));
+  return V::if_less(V::all(kHighestExponent), x, V::all(INFINITY), y);
+}
+
+// The largest sign * x.
+template <typename V>
+float largest_of(float sign, const float* x, int64_t n) {
+  if (n < V::kWidth) {
+    float largest = sign * x[0];
+    for (int64_t i = 1; i < n; ++i) largest = largest < sign * x[i] ? sign * x[i] : largest;
+    return largest;
+  }
+  // The last register overlaps the one before it, which does a maximum no harm.
+  const V signs = V::all(sign);
+  V largest = signs * V::load(x + n - V::kWidth);
+  for (int64_t i = 0; i + V::kWidth <= n; i += V::kWidth) {
+    largest = V::max(signs * V::load(x + i), largest);
+  }
+  return largest.largest();
 }
 
 template <typename V>
 float max(const float* x, int64_t n) {
-  if (n < V::kWidth) {
-    float largest = x[0];
-    for (int64_t i = 1; i < n; ++i) largest = largest < x[i] ? x[i] : largest;
-    return largest;
-  }
-  // The last register overlaps the one before it, which does a maximum no harm.
-  V largest = V::load(x + n - V::kWidth);
-  for (int64_t i = 0; i + V::kWidth <= n; i += V::kWidth) {
-    largest = V::max(V::load(x + i), largest);
-  }
-  return largest.largest();
+  return largest_of<V>(1.0f, x, n);
 }
 
 template <typename V>
@@ -109,6 +113,21 @@ float exp_shift(float* x, int64_t n, float shift) {
     const V result = exp(part.load(x + i) - V::all(shift));
     part.store(x + i, result);
     return part.keep(result);
+  });
+}
+
+template <typename V>
+void exp_features(const float* x, float sign, int64_t n, bool normalise, float least, float* out) {
+  const V signs = V::all(sign);
+  const V shift = V::all(largest_of<V>(sign, x, n));
+  const float sum = sum_of<V>(n, [=](int64_t i, auto part) {
+    const V power = exp(signs * part.load(x + i) - shift);
+    part.store(out + i, power);
+    return part.keep(power);
+  });
+  const V factor = V::all(normalise ? 1.0f / sum : 1.0f);
+  for_each_part<V>(n, [=](int64_t i, auto part) {
+    part.store(out + i, V::max(V::all(least), part.load(out + i) * factor));
   });
 }
 
@@ -177,7 +196,7 @@ void rope_half(float* x, const float* cosine, const float* sine, int64_t pairs) 
 template <typename V>
 void f16_to_f32(const uint16_t* x, int64_t n, float* out) {
   int64_t i = 0;
-  for (; i + V::kWidth <= n; i += V::kWidth) V::load_f16(x + i).store(out + i);
+  for (; i + V::kWidth <= n; i += V::kWidth) V::load(x + i).store(out + i);
   for (; i < n; ++i) V::all_f16(x[i]).store(out + i, 1);
 }
 
@@ -230,12 +249,15 @@ constexpr Kernels simd_kernels(Isa isa, const char* name, const MatmulKernels* m
       .name = name,
       .matmul = matmul,
       .gemm_nt = gemm_nt<V>,
-      .gemm_nn = gemm_nn<V>,
+      .gemm_nn = gemm_nn<V, float>,
       .gemm_tn = gemm_tn<V>,
+      .gemm_nt_f16 = gemm_nt_f16<V>,
+      .gemm_nn_f16 = gemm_nn<V, uint16_t>,
       .max = max<V>,
       .dot = dot<V>,
       .scale = scale<V>,
       .exp_shift = exp_shift<V>,
+      .exp_features = exp_features<V>,
       .squared_distance = squared_distance<V>,
       .rms_norm = rms_norm<V>,
       .silu_gate = silu_gate<V>,

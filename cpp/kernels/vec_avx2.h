@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace lola {
 namespace {
@@ -101,8 +102,14 @@ struct Vec {
     const __m128i half = _mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT);
     return static_cast<uint16_t>(_mm_cvtsi128_si32(half));
   }
-  static Vec load_f16(const uint16_t* x) {
+  // Halves.
+  static Vec load(const uint16_t* x) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)))};
+  }
+  static Vec load(const uint16_t* x, int count) {
+    uint16_t halves[kWidth] = {};
+    std::memcpy(halves, x, static_cast<size_t>(count) * sizeof *x);
+    return load(halves);
   }
   void store_f16(uint16_t* x) const {
     const __m128i halves = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);

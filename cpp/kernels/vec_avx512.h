@@ -102,8 +102,12 @@ struct Vec {
     const __m128i half = _mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT);
     return static_cast<uint16_t>(_mm_cvtsi128_si32(half));
   }
-  static Vec load_f16(const uint16_t* x) {
+  // Halves.
+  static Vec load(const uint16_t* x) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)))};
+  }
+  static Vec load(const uint16_t* x, int count) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), x))};
   }
   void store_f16(uint16_t* x) const {
     const __m256i halves = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -93,8 +93,12 @@ struct Vec {
   static uint16_t to_f16(float x) {
     return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0);
   }
-  static Vec load_f16(const uint16_t* x) {
-    return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)))};
+  // Halves.
+  static Vec load(const uint16_t* x) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)))}; }
+  static Vec load(const uint16_t* x, int count) {
+    uint16_t halves[kWidth] = {};
+    std::memcpy(halves, x, static_cast<size_t>(count) * sizeof *x);
+    return load(halves);
   }
   void store_f16(uint16_t* x) const { vst1_u16(x, vreinterpret_u16_f16(vcvt_f16_f32(value))); }
   static Vec load_i8(const uint8_t* x) {

@@ -5,37 +5,27 @@
 
 #include "lola/exact_sums.h"
 #include "lola/hidden_state.h"
-#include "lola/pair_rows.h"
-#include "lola/sliding_window.h"
 
 namespace lola {
 namespace {
 
+// The window is a ring: its pairs lie in one run or two.
 void add_window(const KvHead& head, const QueryBlock& queries, int64_t position,
                 const ExactSums& sums) {
-  const int64_t d = queries.head_dim;
+  const SlidingWindow window = head.window();
+  const int64_t row_bytes = head.layout.row_bytes();
   const int64_t end = position + queries.tokens;
-  float* keys = head.scratch.keys.get(kTilePairs * d);
-  float* values = head.scratch.values.get(kTilePairs * d);
-  for (int64_t begin = window_begin(head.config, position); begin < end; begin += kTilePairs) {
-    const int64_t count = std::min(kTilePairs, end - begin);
-    load_window(head, begin, count, keys, values);
-    add_tile(head.kernels, queries, {keys, values, count, position + 1 - begin}, sums,
-             head.scratch.logits);
-  }
-}
-
-void add_sparse_cache(const KvHead& head, const QueryBlock& queries, int64_t cached,
-                      const SparseCache& cache, const ExactSums& sums) {
-  const int64_t d = queries.head_dim;
-  float* keys = head.scratch.keys.get(kTilePairs * d);
-  float* values = head.scratch.values.get(kTilePairs * d);
-  for (int64_t begin = 0; begin < cached; begin += kTilePairs) {
-    const int64_t count = std::min(kTilePairs, cached - begin);
-    const int64_t offset = begin * head.layout.row_bytes();
-    load_pairs(head.kernels, head.config.pair_type, cache.k + offset, count * d, keys);
-    load_pairs(head.kernels, head.config.pair_type, cache.v + offset, count * d, values);
-    add_tile(head.kernels, queries, visible_to_all(keys, values, count), sums, head.scratch.logits);
+  for (int64_t begin = window_begin(head.config, position); begin < end;) {
+    const int64_t slot = begin % window.capacity;
+    const int64_t count = std::min(end - begin, window.capacity - slot);
+    const PairRun run{head.config.pair_type,
+                      window.k + slot * row_bytes,
+                      window.v + slot * row_bytes,
+                      row_bytes,
+                      count,
+                      position + 1 - begin};
+    add_pairs(head.kernels, queries, run, sums, head.scratch);
+    begin += count;
   }
 }
 
@@ -49,7 +39,10 @@ void add_sparse_caches(const KvHead& head, const QueryBlock& queries, int64_t ca
     const int64_t first = owner * rows;
     const QueryBlock block{queries.q + first * d, heads, queries.tokens, d};
     const ExactSums part{sums.max + first, sums.sum + first, sums.y + first * d};
-    add_sparse_cache(head, block, cached, head.sparse_cache(owner), part);
+    const SparseCache cache = head.sparse_cache(owner);
+    const PairRun run{head.config.pair_type,   cache.k, cache.v,
+                      head.layout.row_bytes(), cached,  cached};
+    add_pairs(head.kernels, block, run, part, head.scratch);
   }
 }
 

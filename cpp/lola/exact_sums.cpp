@@ -5,10 +5,21 @@
 #include <cstring>
 #include <limits>
 
+#include "lola/pair_rows.h"
+
 namespace lola {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// Pairs that many queries multiply at a time: the tile, converted, and its logits stay in the
+// second-level cache.
+constexpr int64_t kTilePairs = 128;
+
+// So few queries (those of one token, mostly) read halves where they lie: converting a pair costs
+// them no more than loading it converted. Their tiles are longer, since only the logits are kept.
+constexpr int64_t kFewQueries = 12;
+constexpr int64_t kFewQueriesTilePairs = 512;
 
 // Turns one query's logits into soft weights relative to the new maximum, and the sums so far with
 // them.
@@ -26,6 +37,43 @@ void weigh_row(const Kernels& kernels, float* logits, int64_t visible, int64_t c
   *sum += kernels.exp_shift(logits, visible, new_max);
 }
 
+// Logits [heads * tokens, count] become soft weights.
+void weigh_rows(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
+                const ExactSums& sums, float* logits) {
+  for (int64_t row = 0; row < queries.heads * queries.tokens; ++row) {
+    const int64_t visible = std::clamp<int64_t>(tile.visible + row % queries.tokens, 0, tile.count);
+    weigh_row(kernels, logits + row * tile.count, visible, tile.count, queries.head_dim,
+              sums.max + row, sums.sum + row, sums.y + row * queries.head_dim);
+  }
+}
+
+void add_stored_halves(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
+                       const ExactSums& sums, LolaScratch& scratch) {
+  const int64_t rows = queries.heads * queries.tokens;
+  const int64_t n = tile.count;
+  const int64_t d = queries.head_dim;
+  float* logits = scratch.logits.get(rows * n);
+  kernels.gemm_nt_f16(rows, n, d, queries.q, d, reinterpret_cast<const uint16_t*>(tile.k), d,
+                      logits, n);
+  weigh_rows(kernels, queries, tile, sums, logits);
+  kernels.gemm_nn_f16(rows, d, n, logits, n, reinterpret_cast<const uint16_t*>(tile.v), d, sums.y,
+                      d);
+}
+
+void add_loaded_tile(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
+                     const ExactSums& sums, LolaScratch& scratch) {
+  const int64_t rows = queries.heads * queries.tokens;
+  const int64_t n = tile.count;
+  const int64_t d = queries.head_dim;
+  float* logits = scratch.logits.get(rows * n);
+  float* pairs = scratch.keys.get(n * d);
+  load_pairs(kernels, tile.type, tile.k, n * d, pairs);
+  kernels.gemm_nt(rows, n, d, queries.q, d, pairs, d, logits, n);
+  weigh_rows(kernels, queries, tile, sums, logits);
+  load_pairs(kernels, tile.type, tile.v, n * d, pairs);
+  kernels.gemm_nn(rows, d, n, logits, n, pairs, d, sums.y, d);
+}
+
 }  // namespace
 
 ExactSums start_exact_sums(float* memory, int64_t rows, int64_t head_dim) {
@@ -34,18 +82,18 @@ ExactSums start_exact_sums(float* memory, int64_t rows, int64_t head_dim) {
   return {memory, memory + rows, memory + 2 * rows};
 }
 
-void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile,
-              const ExactSums& sums, ScratchArray<float>& logits_memory) {
-  const int64_t rows = queries.heads * queries.tokens;
-  const int64_t d = queries.head_dim;
-  float* logits = logits_memory.get(rows * tile.count);
-  kernels.gemm_nt(rows, tile.count, d, queries.q, d, tile.k, d, logits, tile.count);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t visible = std::clamp<int64_t>(tile.visible + row % queries.tokens, 0, tile.count);
-    weigh_row(kernels, logits + row * tile.count, visible, tile.count, d, sums.max + row,
-              sums.sum + row, sums.y + row * d);
+void add_pairs(const Kernels& kernels, const QueryBlock& queries, const PairRun& pairs,
+               const ExactSums& sums, LolaScratch& scratch) {
+  const bool few = queries.heads * queries.tokens <= kFewQueries && pairs.type == PairType::kF16;
+  const int64_t tile = few ? kFewQueriesTilePairs : kTilePairs;
+  for (int64_t begin = 0; begin < pairs.count; begin += tile) {
+    const PairRun part = pairs.part(begin, std::min(tile, pairs.count - begin));
+    if (few) {
+      add_stored_halves(kernels, queries, part, sums, scratch);
+    } else {
+      add_loaded_tile(kernels, queries, part, sums, scratch);
+    }
   }
-  kernels.gemm_nn(rows, d, tile.count, logits, tile.count, tile.v, d, sums.y, d);
 }
 
 void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim,

@@ -10,10 +10,6 @@
 
 namespace lola {
 
-// Pairs converted and multiplied at a time: a tile of keys and its logits stay in the second-level
-// cache.
-constexpr int64_t kTilePairs = 128;
-
 // Tokens of one pass over the pairs.
 constexpr int64_t kPieceTokens = 64;
 
@@ -37,22 +33,24 @@ struct QueryBlock {
   int64_t head_dim;
 };
 
-struct PairTile {
-  const float* k;  // [count, head_dim]
-  const float* v;  // [count, head_dim]
+// Neighbouring pairs of one memory, as they are stored.
+struct PairRun {
+  PairType type;
+  const uint8_t* k;  // [count, row_bytes]
+  const uint8_t* v;  // [count, row_bytes]
+  int64_t row_bytes;
   int64_t count;
   int64_t
       visible;  // pairs that the first token may see, any number; each later token sees one more
+
+  PairRun part(int64_t begin, int64_t size) const {
+    return {type, k + begin * row_bytes, v + begin * row_bytes, row_bytes, size, visible - begin};
+  }
 };
 
-// All tokens see all pairs.
-inline PairTile visible_to_all(const float* k, const float* v, int64_t count) {
-  return {k, v, count, count};
-}
-
-// sums [heads * tokens] gain the tile's pairs.
-void add_tile(const Kernels& kernels, const QueryBlock& queries, const PairTile& tile,
-              const ExactSums& sums, ScratchArray<float>& logits);
+// sums [heads * tokens] gain the pairs.
+void add_pairs(const Kernels& kernels, const QueryBlock& queries, const PairRun& pairs,
+               const ExactSums& sums, LolaScratch& scratch);
 
 // sums gain the pairs of `other`, for each row.
 void merge_exact_sums(const Kernels& kernels, int64_t rows, int64_t head_dim,

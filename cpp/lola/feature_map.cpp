@@ -14,36 +14,32 @@ constexpr float kLeastFeature = 1e-12f;
 
 // Each activation turns z [f], at the front of a row, into the row's features in place.
 
-void negate_into_second_half(float* row, int64_t f) {
-  for (int64_t i = 0; i < f; ++i) row[f + i] = -row[i];
-}
-
-void softmax(const Kernels& kernels, float* z, int64_t f) {
-  const float sum = kernels.exp_shift(z, f, kernels.max(z, f));
-  kernels.scale(z, f, 1.0f / sum);
+void softmax(const Kernels& kernels, float* row, int64_t f) {
+  kernels.exp_features(row, 1.0f, f, true, kLeastFeature, row);
 }
 
 void softmax_full(const Kernels& kernels, float* row, int64_t f) {
-  negate_into_second_half(row, f);
+  kernels.exp_features(row, -1.0f, f, true, kLeastFeature, row + f);
   softmax(kernels, row, f);
-  softmax(kernels, row + f, f);
 }
 
-void exp_half(const Kernels& kernels, float* z, int64_t f) {
-  kernels.exp_shift(z, f, kernels.max(z, f));
+void exp_half(const Kernels& kernels, float* row, int64_t f) {
+  kernels.exp_features(row, 1.0f, f, false, kLeastFeature, row);
 }
 
 void exp_full(const Kernels& kernels, float* row, int64_t f) {
-  negate_into_second_half(row, f);
+  kernels.exp_features(row, -1.0f, f, false, kLeastFeature, row + f);
   exp_half(kernels, row, f);
-  exp_half(kernels, row + f, f);
 }
 
-// The floor that every map has makes the identity a relu.
-void relu(const Kernels&, float*, int64_t) {}
+void relu(const Kernels&, float* row, int64_t f) {
+  for (int64_t i = 0; i < f; ++i) row[i] = std::max(row[i], kLeastFeature);
+}
 
-void pos_elu(const Kernels&, float* z, int64_t f) {
-  for (int64_t i = 0; i < f; ++i) z[i] = z[i] > 0.0f ? 1.0f + z[i] : std::exp(z[i]);
+void pos_elu(const Kernels&, float* row, int64_t f) {
+  for (int64_t i = 0; i < f; ++i) {
+    row[i] = std::max(row[i] > 0.0f ? 1.0f + row[i] : std::exp(row[i]), kLeastFeature);
+  }
 }
 
 struct FeatureMapRow {
@@ -89,7 +85,6 @@ void map_features(const Kernels& kernels, const FeatureMap& map, const float* we
     float* z = phi + i * size;
     if (map.skip) kernels.add(z, x + i * x_stride, map.map_size);
     row.activate(kernels, z, map.map_size);
-    for (int64_t j = 0; j < size; ++j) z[j] = std::max(z[j], kLeastFeature);
   }
 }
 

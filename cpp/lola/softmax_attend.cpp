@@ -30,16 +30,10 @@ void softmax_attend_range(const SoftmaxHead& head, const float* q, int64_t q_str
   gather_queries(head.shape, head.index, q, q_stride, tokens, queries);
   head.kernels.scale(queries, size, 1.0f / std::sqrt(static_cast<float>(d)));
   const QueryBlock block{queries, head.shape.group_size(), tokens, d};
-  float* keys = head.scratch.keys.get(kTilePairs * d);
-  float* values = head.scratch.values.get(kTilePairs * d);
-  for (; begin < end; begin += kTilePairs) {
-    const int64_t count = std::min(kTilePairs, end - begin);
-    const int64_t offset = begin * head.layout.row_bytes();
-    load_pairs(head.kernels, head.layout.pair_type(), cache.k + offset, count * d, keys);
-    load_pairs(head.kernels, head.layout.pair_type(), cache.v + offset, count * d, values);
-    add_tile(head.kernels, block, {keys, values, count, position + 1 - begin}, sums,
-             head.scratch.logits);
-  }
+  const int64_t row_bytes = head.layout.row_bytes();
+  const PairRun run{head.layout.pair_type(), cache.k,     cache.v, row_bytes,
+                    position + tokens,       position + 1};
+  add_pairs(head.kernels, block, run.part(begin, end - begin), sums, head.scratch);
 }
 
 void softmax_attend(const SoftmaxHead& head, const float* q, int64_t q_stride, int64_t tokens,
