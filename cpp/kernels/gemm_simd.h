@@ -1,8 +1,11 @@
-// Small dense products written once over a vector type V (vec_<isa>.h), for kernels_simd.h. Right
-// operands are floats or halves (B = uint16_t).
+// Small dense products written once over a vector type V (vec_<isa>.h), for kernels_simd.h. The
+// right operand's values are at a B: const float*, const uint16_t* (halves) or Q8Values.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/kernel_sets.h"
 
 namespace lola {
 namespace {
@@ -18,6 +21,35 @@ struct LeftOperand {
   LeftOperand steps_from(int64_t p) const { return {data + p * step, row, step}; }
 };
 
+// Value `index` of blocks of q8_0.
+struct Q8Values {
+  const uint8_t* blocks;
+  uint64_t index;
+
+  Q8Values operator+(int64_t n) const { return {blocks, index + static_cast<uint64_t>(n)}; }
+  void operator+=(int64_t n) { index += static_cast<uint64_t>(n); }
+};
+
+template <typename V, typename T>
+V load(const T* x) {
+  return V::load(x);
+}
+template <typename V, typename T>
+V load(const T* x, int count) {
+  return V::load(x, count);
+}
+template <typename V>
+V load(Q8Values x) {
+  const uint8_t* block = x.blocks + x.index / kQ8BlockSize * kQ8BlockBytes;
+  uint16_t half;
+  std::memcpy(&half, block, sizeof half);
+  return V::all_f16(half) * V::load_i8(block + sizeof half + x.index % kQ8BlockSize);
+}
+template <typename V>
+V load(Q8Values x, int count) {
+  return load<V>(x).keep(count);
+}
+
 constexpr int kMaxBlockRows = 6;
 
 // Vectors per row of a tile: as many as the registers hold, and 8 hide the latency of one row's
@@ -28,9 +60,12 @@ constexpr int kTileVectors = V::kAccumulators / kRows < 8 ? V::kAccumulators / k
 template <typename V>
 constexpr int kPanelWidth = V::kWidth* kTileVectors<V, kMaxBlockRows>;
 
-// c[kRows, kVectors * V::kWidth] += a b, the sums in registers.
+// What becomes of c: the product is added to it, or takes its place.
+enum class Into { kAdd, kReplace };
+
+// c[kRows, kVectors * V::kWidth] (+)= a b, the sums in registers.
 template <typename V, int kRows, int kVectors, typename B>
-void multiply_tile(int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c, int64_t ldc) {
+void multiply_tile(Into into, int64_t k, LeftOperand a, B b, int64_t ldb, float* c, int64_t ldc) {
   V sums[kRows][kVectors];
   for (auto& row : sums) {
     for (V& sum : row) sum = V::zero();
@@ -38,7 +73,7 @@ void multiply_tile(int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c, 
   const float* column = a.data;
   for (int64_t p = 0; p < k; ++p, b += ldb, column += a.step) {
     V right[kVectors];
-    for (int j = 0; j < kVectors; ++j) right[j] = V::load(b + j * V::kWidth);
+    for (int j = 0; j < kVectors; ++j) right[j] = load<V>(b + j * V::kWidth);
     for (int i = 0; i < kRows; ++i) {
       const V left = V::all(column[i * a.row]);
       for (int j = 0; j < kVectors; ++j) sums[i][j] = V::fma(left, right[j], sums[i][j]);
@@ -47,40 +82,40 @@ void multiply_tile(int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c, 
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kVectors; ++j) {
       float* out = c + i * ldc + j * V::kWidth;
-      (V::load(out) + sums[i][j]).store(out);
+      (into == Into::kAdd ? V::load(out) + sums[i][j] : sums[i][j]).store(out);
     }
   }
 }
 
 // The same for the last columns, fewer than V::kWidth.
 template <typename V, int kRows, typename B>
-void multiply_narrow_tile(int columns, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
-                          int64_t ldc) {
+void multiply_narrow_tile(Into into, int columns, int64_t k, LeftOperand a, B b, int64_t ldb,
+                          float* c, int64_t ldc) {
   V sums[kRows];
   for (V& sum : sums) sum = V::zero();
   const float* column = a.data;
   for (int64_t p = 0; p < k; ++p, b += ldb, column += a.step) {
-    const V right = V::load(b, columns);
+    const V right = load<V>(b, columns);
     for (int i = 0; i < kRows; ++i) sums[i] = V::fma(V::all(column[i * a.row]), right, sums[i]);
   }
   for (int i = 0; i < kRows; ++i) {
     float* out = c + i * ldc;
-    (V::load(out, columns) + sums[i]).store(out, columns);
+    (into == Into::kAdd ? V::load(out, columns) + sums[i] : sums[i]).store(out, columns);
   }
 }
 
-// c[kRows, n] += a b, in tiles that get narrower towards the end.
+// c[kRows, n] (+)= a b, in tiles that get narrower towards the end.
 template <typename V, int kRows, int kVectors, typename B>
-void multiply_row_block(int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
+void multiply_row_block(Into into, int64_t n, int64_t k, LeftOperand a, B b, int64_t ldb, float* c,
                         int64_t ldc) {
   constexpr int kWidth = kVectors * V::kWidth;
   for (; n >= kWidth; n -= kWidth, b += kWidth, c += kWidth) {
-    multiply_tile<V, kRows, kVectors>(k, a, b, ldb, c, ldc);
+    multiply_tile<V, kRows, kVectors>(into, k, a, b, ldb, c, ldc);
   }
   if constexpr (kVectors > 1) {
-    multiply_row_block<V, kRows, kVectors - 1, B>(n, k, a, b, ldb, c, ldc);
+    multiply_row_block<V, kRows, kVectors - 1, B>(into, n, k, a, b, ldb, c, ldc);
   } else if (n > 0) {
-    multiply_narrow_tile<V, kRows>(static_cast<int>(n), k, a, b, ldb, c, ldc);
+    multiply_narrow_tile<V, kRows>(into, static_cast<int>(n), k, a, b, ldb, c, ldc);
   }
 }
 
@@ -95,12 +130,14 @@ void for_each_row_block(int64_t m, const Block& block) {
   }
 }
 
-// c[m, n] += a b
+// c[m, n] (+)= a b
 template <typename V, typename B>
-void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb,
+void multiply_panel(Into into, int64_t m, int64_t n, int64_t k, LeftOperand a, B b, int64_t ldb,
                     float* c, int64_t ldc) {
   for_each_row_block<kMaxBlockRows>(m, [&](int rows, int64_t i) {
-    const auto run = [&](auto block) { block(n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc); };
+    const auto run = [&](auto block) {
+      block(into, n, k, a.rows_from(i), b, ldb, c + i * ldc, ldc);
+    };
     switch (rows) {
       case 1:
         return run(multiply_row_block<V, 1, kTileVectors<V, 1>, B>);
@@ -121,12 +158,12 @@ void multiply_panel(int64_t m, int64_t n, int64_t k, LeftOperand a, const B* b, 
 // c[m, n] += a b. For many rows panel after panel of b's columns, so that a panel stays in the L1
 // cache for all rows; for few, tiles may be as wide as they like.
 template <typename V, typename B>
-void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, const B* b, int64_t ldb, float* c,
+void multiply_add(int64_t m, int64_t n, int64_t k, LeftOperand a, B b, int64_t ldb, float* c,
                   int64_t ldc) {
   const int64_t width = m <= 2 * kMaxBlockRows ? n : kPanelWidth<V>;
   for (int64_t j = 0; j < n; j += width) {
     const int64_t columns = n - j < width ? n - j : width;
-    multiply_panel<V>(m, columns, k, a, b + j, ldb, c + j, ldc);
+    multiply_panel<V>(Into::kAdd, m, columns, k, a, b + j, ldb, c + j, ldc);
   }
 }
 
@@ -160,40 +197,37 @@ void multiply_transposed(int64_t m, int64_t n, int64_t k, LeftOperand a, const f
   constexpr int64_t kDepth = 128;
   constexpr int64_t kWidth = kPanelWidth<V>;
   alignas(64) float panel[kDepth * kWidth];
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = 0.0f;
-  }
-  for (int64_t p = 0; p < k; p += kDepth) {
+  for (int64_t p = 0; p == 0 || p < k; p += kDepth) {
+    const Into into = p == 0 ? Into::kReplace : Into::kAdd;
     const int64_t depth = k - p < kDepth ? k - p : kDepth;
     for (int64_t j = 0; j < n; j += kWidth) {
       const int64_t columns = n - j < kWidth ? n - j : kWidth;
       transpose_into_panel<V>(columns, depth, b + j * ldb + p, ldb, panel);
-      multiply_panel<V>(m, columns, depth, a.steps_from(p), panel, kWidth, c + j, ldc);
+      multiply_panel<V>(into, m, columns, depth, a.steps_from(p), panel, kWidth, c + j, ldc);
     }
   }
 }
 
 // c[kRows, kColumns] = a b', each result the sum across a register.
 template <typename V, int kRows, int kColumns, typename B>
-void dot_tile(int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb, float* c,
-              int64_t ldc) {
+void dot_tile(int64_t k, const float* a, int64_t lda, B b, int64_t ldb, float* c, int64_t ldc) {
   V sums[kRows][kColumns];
   for (auto& row : sums) {
     for (V& sum : row) sum = V::zero();
   }
-  const auto accumulate = [&](const auto& load) {
+  const auto accumulate = [&](const auto& load_at) {
     V left[kRows];
-    for (int i = 0; i < kRows; ++i) left[i] = load(a + i * lda);
+    for (int i = 0; i < kRows; ++i) left[i] = load_at(a + i * lda);
     for (int j = 0; j < kColumns; ++j) {
-      const V right = load(b + j * ldb);
+      const V right = load_at(b + j * ldb);
       for (int i = 0; i < kRows; ++i) sums[i][j] = V::fma(left[i], right, sums[i][j]);
     }
   };
   int64_t p = 0;
   for (; p + V::kWidth <= k; p += V::kWidth) {
-    accumulate([&](const auto* x) { return V::load(x + p); });
+    accumulate([&](auto x) { return load<V>(x + p); });
   }
-  if (p < k) accumulate([&](const auto* x) { return V::load(x + p, static_cast<int>(k - p)); });
+  if (p < k) accumulate([&](auto x) { return load<V>(x + p, static_cast<int>(k - p)); });
 
   for (int i = 0; i < kRows; ++i) {
     if constexpr (kColumns % 4 == 0) {
@@ -210,8 +244,8 @@ void dot_tile(int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb, f
 
 // c[kRows, n] = a b'
 template <typename V, int kRows, typename B>
-void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
-                   float* c, int64_t ldc) {
+void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, B b, int64_t ldb, float* c,
+                   int64_t ldc) {
   constexpr int kColumns = kRows == 1 ? 8 : 4;
   int64_t j = 0;
   for (; j + kColumns <= n; j += kColumns) {
@@ -222,7 +256,7 @@ void dot_row_block(int64_t n, int64_t k, const float* a, int64_t lda, const B* b
 
 // c[m, n] = a b', for few rows.
 template <typename V, typename B>
-void multiply_by_dots(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b,
+void multiply_by_dots(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, B b,
                       int64_t ldb, float* c, int64_t ldc) {
   constexpr int kMaxDotRows = V::kAccumulators >= 16 ? 4 : 3;
   for_each_row_block<kMaxDotRows>(m, [&](int rows, int64_t i) {
@@ -249,14 +283,8 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
 }
 
 template <typename V>
-void gemm_nt_f16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint16_t* b,
-                 int64_t ldb, float* c, int64_t ldc) {
-  multiply_by_dots<V>(m, n, k, a, lda, b, ldb, c, ldc);
-}
-
-template <typename V, typename B>
-void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
-             float* c, int64_t ldc) {
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+             int64_t ldb, float* c, int64_t ldc) {
   multiply_add<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
 }
 
@@ -264,6 +292,30 @@ template <typename V>
 void gemm_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
   multiply_add<V>(m, n, k, {a, 1, lda}, b, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_nt_f16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint16_t* b,
+                 int64_t ldb, float* c, int64_t ldc) {
+  multiply_by_dots<V>(m, n, k, a, lda, b, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_nn_f16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint16_t* b,
+                 int64_t ldb, float* c, int64_t ldc) {
+  multiply_add<V>(m, n, k, {a, lda, 1}, b, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_nt_q8_0(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint8_t* b,
+                  int64_t ldb, float* c, int64_t ldc) {
+  multiply_by_dots<V>(m, n, k, a, lda, Q8Values{b, 0}, ldb, c, ldc);
+}
+
+template <typename V>
+void gemm_nn_q8_0(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const uint8_t* b,
+                  int64_t ldb, float* c, int64_t ldc) {
+  multiply_add<V>(m, n, k, {a, lda, 1}, Q8Values{b, 0}, ldb, c, ldc);
 }
 
 }  // namespace

@@ -23,16 +23,21 @@ struct Kernels {
   // c[m, n] += a[m, k] b[k, n]
   void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
-  // c[m, n] += a[k, m]' b[k, n]
+  // c[m, n] += a[k, m]' b[k, n], each sum over k added to c once.
   void (*gemm_tn)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                   int64_t ldb, float* c, int64_t ldc);
 
-  // The first two with a right operand of halves, for few rows: b is read once for every few rows
-  // of a, and converted in registers.
+  // The first two with a right operand as pairs are stored, for few rows: it is read once for every
+  // few rows of a, and converted in registers. Whole blocks of q8_0 only: ldb, and k of nt or n of
+  // nn, are multiples of 32.
   void (*gemm_nt_f16)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
                       const uint16_t* b, int64_t ldb, float* c, int64_t ldc);
   void (*gemm_nn_f16)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
                       const uint16_t* b, int64_t ldb, float* c, int64_t ldc);
+  void (*gemm_nt_q8_0)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                       const uint8_t* b, int64_t ldb, float* c, int64_t ldc);
+  void (*gemm_nn_q8_0)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                       const uint8_t* b, int64_t ldb, float* c, int64_t ldc);
 
   float (*max)(const float* x, int64_t n);  // n >= 1
   float (*dot)(const float* a, const float* b, int64_t n);
@@ -40,10 +45,9 @@ struct Kernels {
   // x = exp(x - shift), at most 4 ulp off, and 0 below e^-87.3 (no subnormal results). Returns the
   // sum.
   float (*exp_shift)(float* x, int64_t n, float shift);
-  // out = max(least, exp(sign x - max(sign x))), the exponentials divided by their sum if
-  // normalise. out may be x; n >= 1.
-  void (*exp_features)(const float* x, float sign, int64_t n, bool normalise, float least,
-                       float* out);
+  // row[0, n) = exp(x - max x), and if `both`, row[n, 2 n) = exp(min x - x), of the x found in
+  // row[0, n); each half divided by its sum if `normalise`; no value below `least`. n >= 1.
+  void (*exp_features)(float* row, int64_t n, bool both, bool normalise, float least);
   float (*squared_distance)(const float* a, const float* b, int64_t n);
 
   // out = x / sqrt(mean(x^2) + eps) * weight

@@ -11,17 +11,24 @@
 namespace lola {
 namespace {
 
-float to_float(float x) { return x; }
-float to_float(uint16_t half) { return f16_to_f32(half); }
+// Values of a right operand, where B says how they are stored.
+float value_at(const float* x, int64_t i) { return x[i]; }
+float value_at(const uint16_t* halves, int64_t i) { return f16_to_f32(halves[i]); }
+float value_at(const uint8_t* q8_0, int64_t i) {
+  const uint8_t* block = q8_0 + i / kQ8BlockSize * kQ8BlockBytes;
+  uint16_t half;
+  std::memcpy(&half, block, sizeof half);
+  const auto level = static_cast<int8_t>(block[sizeof half + i % kQ8BlockSize]);
+  return f16_to_f32(half) * static_cast<float>(level);
+}
 
-// B: float, or uint16_t for halves.
 template <typename B>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b, int64_t ldb,
              float* c, int64_t ldc) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0.0f;
-      for (int64_t p = 0; p < k; ++p) sum += a[i * lda + p] * to_float(b[j * ldb + p]);
+      for (int64_t p = 0; p < k; ++p) sum += a[i * lda + p] * value_at(b, j * ldb + p);
       c[i * ldc + j] = sum;
     }
   }
@@ -33,17 +40,18 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t p = 0; p < k; ++p) {
       const float factor = a[i * lda + p];
-      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * to_float(b[p * ldb + j]);
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * value_at(b, p * ldb + j);
     }
   }
 }
 
 void gemm_tn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
              int64_t ldb, float* c, int64_t ldc) {
-  for (int64_t p = 0; p < k; ++p) {
-    for (int64_t i = 0; i < m; ++i) {
-      const float factor = a[p * lda + i];
-      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += factor * b[p * ldb + j];
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      float sum = 0.0f;
+      for (int64_t p = 0; p < k; ++p) sum += a[p * lda + i] * b[p * ldb + j];
+      c[i * ldc + j] += sum;
     }
   }
 }
@@ -80,13 +88,19 @@ float exp_shift(float* x, int64_t n, float shift) {
   return sum_of(n, [=](int64_t i) { return x[i] = exp_or_zero(x[i] - shift); });
 }
 
-void exp_features(const float* x, float sign, int64_t n, bool normalise, float least, float* out) {
+void exp_half(const float* x, float sign, int64_t n, bool normalise, float least, float* out) {
   float largest = sign * x[0];
   for (int64_t i = 1; i < n; ++i) largest = std::max(largest, sign * x[i]);
-  const float sum =
-      sum_of(n, [=](int64_t i) { return out[i] = exp_or_zero(sign * x[i] - largest); });
+  const float sum = sum_of(n, [=](int64_t i) { return exp_or_zero(sign * x[i] - largest); });
   const float factor = normalise ? 1.0f / sum : 1.0f;
-  for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i] * factor, least);
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = std::max(exp_or_zero(sign * x[i] - largest) * factor, least);
+  }
+}
+
+void exp_features(float* row, int64_t n, bool both, bool normalise, float least) {
+  if (both) exp_half(row, -1.0f, n, normalise, least, row + n);
+  exp_half(row, 1.0f, n, normalise, least, row);
 }
 
 float squared_distance(const float* a, const float* b, int64_t n) {
@@ -171,6 +185,8 @@ constinit const Kernels kScalarKernels = {
     .gemm_tn = gemm_tn,
     .gemm_nt_f16 = gemm_nt<uint16_t>,
     .gemm_nn_f16 = gemm_nn<uint16_t>,
+    .gemm_nt_q8_0 = gemm_nt<uint8_t>,
+    .gemm_nn_q8_0 = gemm_nn<uint8_t>,
     .max = max,
     .dot = dot,
     .scale = scale,

@@ -116,19 +116,37 @@ float exp_shift(float* x, int64_t n, float shift) {
   });
 }
 
+template <typename V, int kHalves>
+void exp_halves(float* row, int64_t n, bool normalise, float least) {
+  constexpr float kSigns[] = {1.0f, -1.0f};
+  V shift[kHalves], sum[kHalves], factor[kHalves];
+  for (int half = 0; half < kHalves; ++half) {
+    shift[half] = V::all(largest_of<V>(kSigns[half], row, n));
+    sum[half] = V::zero();
+  }
+  for_each_part<V>(n, [&](int64_t i, auto part) {
+    const V x = part.load(row + i);
+    for (int half = 0; half < kHalves; ++half) {
+      const V power = exp(V::all(kSigns[half]) * x - shift[half]);
+      part.store(row + half * n + i, power);
+      sum[half] = sum[half] + part.keep(power);
+    }
+  });
+  for (int half = 0; half < kHalves; ++half) {
+    factor[half] = V::all(normalise ? 1.0f / sum[half].sum() : 1.0f);
+  }
+  for_each_part<V>(n, [&](int64_t i, auto part) {
+    for (int half = 0; half < kHalves; ++half) {
+      float* out = row + half * n + i;
+      part.store(out, V::max(V::all(least), part.load(out) * factor[half]));
+    }
+  });
+}
+
 template <typename V>
-void exp_features(const float* x, float sign, int64_t n, bool normalise, float least, float* out) {
-  const V signs = V::all(sign);
-  const V shift = V::all(largest_of<V>(sign, x, n));
-  const float sum = sum_of<V>(n, [=](int64_t i, auto part) {
-    const V power = exp(signs * part.load(x + i) - shift);
-    part.store(out + i, power);
-    return part.keep(power);
-  });
-  const V factor = V::all(normalise ? 1.0f / sum : 1.0f);
-  for_each_part<V>(n, [=](int64_t i, auto part) {
-    part.store(out + i, V::max(V::all(least), part.load(out + i) * factor));
-  });
+void exp_features(float* row, int64_t n, bool both, bool normalise, float least) {
+  if (both) return exp_halves<V, 2>(row, n, normalise, least);
+  exp_halves<V, 1>(row, n, normalise, least);
 }
 
 template <typename V>
@@ -249,10 +267,12 @@ constexpr Kernels simd_kernels(Isa isa, const char* name, const MatmulKernels* m
       .name = name,
       .matmul = matmul,
       .gemm_nt = gemm_nt<V>,
-      .gemm_nn = gemm_nn<V, float>,
+      .gemm_nn = gemm_nn<V>,
       .gemm_tn = gemm_tn<V>,
       .gemm_nt_f16 = gemm_nt_f16<V>,
-      .gemm_nn_f16 = gemm_nn<V, uint16_t>,
+      .gemm_nn_f16 = gemm_nn_f16<V>,
+      .gemm_nt_q8_0 = gemm_nt_q8_0<V>,
+      .gemm_nn_q8_0 = gemm_nn_q8_0<V>,
       .max = max<V>,
       .dot = dot<V>,
       .scale = scale<V>,

@@ -16,8 +16,8 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // second-level cache.
 constexpr int64_t kTilePairs = 128;
 
-// So few queries (those of one token, mostly) read halves where they lie: converting a pair costs
-// them no more than loading it converted. Their tiles are longer, since only the logits are kept.
+// So few queries (those of one token, mostly) read pairs where they lie: converting one costs them
+// no more than loading it converted. Their tiles are longer, since only the logits are kept.
 constexpr int64_t kFewQueries = 12;
 constexpr int64_t kFewQueriesTilePairs = 512;
 
@@ -47,17 +47,28 @@ void weigh_rows(const Kernels& kernels, const QueryBlock& queries, const PairRun
   }
 }
 
-void add_stored_halves(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
-                       const ExactSums& sums, LolaScratch& scratch) {
+void add_stored_tile(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
+                     const ExactSums& sums, LolaScratch& scratch) {
   const int64_t rows = queries.heads * queries.tokens;
   const int64_t n = tile.count;
   const int64_t d = queries.head_dim;
   float* logits = scratch.logits.get(rows * n);
-  kernels.gemm_nt_f16(rows, n, d, queries.q, d, reinterpret_cast<const uint16_t*>(tile.k), d,
-                      logits, n);
-  weigh_rows(kernels, queries, tile, sums, logits);
-  kernels.gemm_nn_f16(rows, d, n, logits, n, reinterpret_cast<const uint16_t*>(tile.v), d, sums.y,
-                      d);
+  const auto add = [&](auto multiply, auto mix, auto k, auto v) {
+    multiply(rows, n, d, queries.q, d, k, d, logits, n);
+    weigh_rows(kernels, queries, tile, sums, logits);
+    mix(rows, d, n, logits, n, v, d, sums.y, d);
+  };
+  switch (tile.type) {
+    case PairType::kF32:
+      return add(kernels.gemm_nt, kernels.gemm_nn, reinterpret_cast<const float*>(tile.k),
+                 reinterpret_cast<const float*>(tile.v));
+    case PairType::kF16:
+      return add(kernels.gemm_nt_f16, kernels.gemm_nn_f16,
+                 reinterpret_cast<const uint16_t*>(tile.k),
+                 reinterpret_cast<const uint16_t*>(tile.v));
+    case PairType::kQ8_0:
+      return add(kernels.gemm_nt_q8_0, kernels.gemm_nn_q8_0, tile.k, tile.v);
+  }
 }
 
 void add_loaded_tile(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
@@ -84,12 +95,12 @@ ExactSums start_exact_sums(float* memory, int64_t rows, int64_t head_dim) {
 
 void add_pairs(const Kernels& kernels, const QueryBlock& queries, const PairRun& pairs,
                const ExactSums& sums, LolaScratch& scratch) {
-  const bool few = queries.heads * queries.tokens <= kFewQueries && pairs.type == PairType::kF16;
+  const bool few = queries.heads * queries.tokens <= kFewQueries;
   const int64_t tile = few ? kFewQueriesTilePairs : kTilePairs;
   for (int64_t begin = 0; begin < pairs.count; begin += tile) {
     const PairRun part = pairs.part(begin, std::min(tile, pairs.count - begin));
     if (few) {
-      add_stored_halves(kernels, queries, part, sums, scratch);
+      add_stored_tile(kernels, queries, part, sums, scratch);
     } else {
       add_loaded_tile(kernels, queries, part, sums, scratch);
     }

@@ -15,21 +15,19 @@ constexpr float kLeastFeature = 1e-12f;
 // Each activation turns z [f], at the front of a row, into the row's features in place.
 
 void softmax(const Kernels& kernels, float* row, int64_t f) {
-  kernels.exp_features(row, 1.0f, f, true, kLeastFeature, row);
+  kernels.exp_features(row, f, false, true, kLeastFeature);
 }
 
 void softmax_full(const Kernels& kernels, float* row, int64_t f) {
-  kernels.exp_features(row, -1.0f, f, true, kLeastFeature, row + f);
-  softmax(kernels, row, f);
+  kernels.exp_features(row, f, true, true, kLeastFeature);
 }
 
 void exp_half(const Kernels& kernels, float* row, int64_t f) {
-  kernels.exp_features(row, 1.0f, f, false, kLeastFeature, row);
+  kernels.exp_features(row, f, false, false, kLeastFeature);
 }
 
 void exp_full(const Kernels& kernels, float* row, int64_t f) {
-  kernels.exp_features(row, -1.0f, f, false, kLeastFeature, row + f);
-  exp_half(kernels, row, f);
+  kernels.exp_features(row, f, true, false, kLeastFeature);
 }
 
 void relu(const Kernels&, float* row, int64_t f) {

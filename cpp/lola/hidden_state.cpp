@@ -5,18 +5,19 @@
 #include "lola/hidden_state.h"
 
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 namespace lola {
 namespace {
 
-// state += phi' v, sum += the rows of phi.
+// state += phi' v, sum += phi' 1; one addition to each value.
 void accumulate(const Kernels& kernels, const AttentionShape& shape, const float* phi,
                 const float* v, int64_t count, float* state, float* sum) {
   const int64_t f = shape.feature_size;
   const int64_t d = shape.head_dim;
+  const std::vector<float> ones(static_cast<size_t>(count), 1.0f);
   kernels.gemm_tn(f, d, count, phi, f, v, d, state, d);
-  for (int64_t i = 0; i < count; ++i) kernels.add(sum, phi + i * f, f);
+  kernels.gemm_tn(1, f, count, ones.data(), 1, phi, f, sum, f);
 }
 
 void add_sums(const Kernels& kernels, const AttentionShape& shape, const float* state,
@@ -55,19 +56,14 @@ LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape
 }
 
 void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
-            const float* phi, const float* v, int64_t count, int64_t absorbed,
-            ScratchArray<float>& scratch) {
-  if (hidden.pending_state != nullptr) {
-    accumulate(kernels, shape, phi, v, count, hidden.pending_state, hidden.pending_sum);
-    if ((absorbed + count) / kFlushPairs > absorbed / kFlushPairs)
-      flush_pending(kernels, shape, hidden);
-    return;
+            const float* phi, const float* v, int64_t count, int64_t absorbed) {
+  if (hidden.pending_state == nullptr) {
+    return accumulate(kernels, shape, phi, v, count, hidden.state, hidden.sum);
   }
-  const int64_t state_size = shape.feature_size * shape.head_dim;
-  float* state = scratch.get(state_size + shape.feature_size);
-  std::fill_n(state, state_size + shape.feature_size, 0.0f);
-  accumulate(kernels, shape, phi, v, count, state, state + state_size);
-  add_sums(kernels, shape, state, state + state_size, hidden);
+  accumulate(kernels, shape, phi, v, count, hidden.pending_state, hidden.pending_sum);
+  if ((absorbed + count) / kFlushPairs > absorbed / kFlushPairs) {
+    flush_pending(kernels, shape, hidden);
+  }
 }
 
 HiddenState imagine_absorbed(const Kernels& kernels, const AttentionShape& shape,

@@ -26,8 +26,7 @@ LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape
 // Hs += sum phi(k) v', s += sum phi(k), for good. phi [count, feature_size], v [count, head_dim];
 // absorbed: pairs that the hidden state held before.
 void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
-            const float* phi, const float* v, int64_t count, int64_t absorbed,
-            ScratchArray<float>& scratch);
+            const float* phi, const float* v, int64_t count, int64_t absorbed);
 
 // A copy of the hidden state with these pairs absorbed, in `memory` [feature_size * (head_dim +
 // 1)].

@@ -95,8 +95,7 @@ void absorb_for_owner(const KvHead& head, int64_t owner, const float* keys, cons
     float* phi = head.scratch.features.get(count * shape.feature_size);
     map_features(head.kernels, map, head.layer.key_map + query_head * map.map_size * d, keys, d,
                  count, d, phi);
-    absorb(head.kernels, shape, head.hidden_state(query_head), phi, values, count, absorbed,
-           head.scratch.state);
+    absorb(head.kernels, shape, head.hidden_state(query_head), phi, values, count, absorbed);
   }
 }
 
