@@ -89,6 +89,57 @@ def test_products_over_nothing_add_nothing(isa: str, kind: str) -> None:
         check_gemm(isa, kind, m, n, 0)
 
 
+def stored_rows(isa: str, form: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x [rows, columns] as pairs are stored, and the values that this stands for."""
+    values = np.empty_like(x)
+    if form == "f16":
+        halves = x.astype(np.float16)
+        return halves.view(np.uint16), halves.astype(np.float32)
+    blocks = np.empty((x.shape[0], x.shape[1] // 32 * 34), np.uint8)
+    kernels.f32_to_q8_0(isa, x.ravel(), blocks.ravel())
+    kernels.q8_0_to_f32(isa, blocks.ravel(), values.ravel())
+    return blocks, values
+
+
+@every_isa
+@pytest.mark.parametrize("form", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["nt", "nn"])
+def test_products_with_stored_pairs_are_products_with_their_values(isa: str, kind: str, form: str) -> None:
+    for m in (1, 2, 3, 4, 5, 7, 12):
+        for pairs in (1, 3, 8, 17, 100):
+            for head_dim in (32, 64, 96, 128) if form == "q8_0" else (1, 7, 20, 64, 96, 100, 128):
+                b, values = stored_rows(isa, form, numbers(pairs, head_dim, seed=2))
+                a = padded(numbers(m, head_dim if kind == "nt" else pairs, seed=1), 3)
+                c = padded(numbers(m, pairs if kind == "nt" else head_dim, seed=3), 3)
+                expected = a.astype(np.float64) @ (values.T if kind == "nt" else values).astype(np.float64)
+                expected += 0 if kind == "nt" else c
+                kernels.gemm_of_pairs(isa, kind, a, b, c)
+                bound = SUM_TOLERANCE * np.sqrt(a.shape[1]) * 4
+                np.testing.assert_allclose(c, expected, rtol=0, atol=bound, err_msg=f"{m} {pairs} {head_dim}")
+                assert np.isnan(c.base[:, c.shape[1] :]).all(), "wrote between the rows"
+
+
+@every_isa
+@every_size
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_exponential_features_are_softmax_in_both_directions(isa: str, size: int, both: bool, normalise: bool) -> None:
+    x = numbers(size) * 4
+    row = np.concatenate([x, numbers(size, seed=1)]) if both else x.copy()
+    kernels.exp_features(isa, row, size, normalise, 1e-3)
+    for half, z in zip(row.reshape(-1, size), (x.astype(np.float64), -x.astype(np.float64)), strict=False):
+        power = np.exp(z - z.max())
+        expected = np.maximum(power / power.sum() if normalise else power, 1e-3)
+        np.testing.assert_allclose(half, expected, rtol=SUM_TOLERANCE)
+
+
+@every_isa
+def test_exponential_features_of_nan_are_nan(isa: str) -> None:
+    row = np.full(128, np.nan, np.float32)
+    kernels.exp_features(isa, row, 64, True, 1e-12)
+    assert np.isnan(row).all()
+
+
 @every_isa
 @every_size
 def test_reductions_are_right(isa: str, size: int) -> None:

@@ -195,6 +195,7 @@ void bind_session(py::module_& module) {
            }),
            py::arg("model"), py::arg("options"))
       .def_property_readonly("position", &Session::position)
+      .def_property_readonly("attention_seconds", &Session::attention_seconds)
       .def_property_readonly("memory_bytes", [](const Session& s) { return s.layout().bytes(); })
       .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
       .def_property_readonly("logits", &logits_array)

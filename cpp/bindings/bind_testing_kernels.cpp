@@ -61,6 +61,36 @@ void gemm(const std::string& isa, const std::string& kind, const Floats& a, cons
   run(m, n, k, a.data(), lda, b.data(), ldb, c.mutable_data(), ldc);
 }
 
+// b as pairs are stored: halves [rows, columns], or blocks of q8_0 as bytes [rows, bytes of a row].
+void gemm_of_pairs(const std::string& isa, const std::string& kind, const Floats& a,
+                   const py::array& b, Floats& c) {
+  const Kernels& kernels = kernels_of(isa);
+  const bool transposed = kind == "nt";
+  require(transposed || kind == "nn", "'nt' or 'nn'");
+  const int64_t m = c.shape(0), n = c.shape(1), k = a.shape(1);
+  require(b.ndim() == 2 && (b.flags() & py::array::c_style) != 0, "whole rows");
+  require(a.shape(0) == m && b.shape(0) == (transposed ? n : k), "shapes that fit together");
+  const int64_t columns = transposed ? k : n;
+  const auto run = [&](auto kernel, auto* values) {
+    kernel(m, n, k, a.data(), row_stride(a), values, columns, c.mutable_data(), row_stride(c));
+  };
+  if (py::isinstance<Halves>(b)) {
+    require(b.shape(1) == columns, "shapes that fit together");
+    const auto* halves = static_cast<const uint16_t*>(b.data());
+    return run(transposed ? kernels.gemm_nt_f16 : kernels.gemm_nn_f16, halves);
+  }
+  require(py::isinstance<Bytes>(b) && columns % kQ8BlockSize == 0 &&
+              b.shape(1) == columns / kQ8BlockSize * kQ8BlockBytes,
+          "halves, or 34 bytes per 32 values");
+  const auto* blocks = static_cast<const uint8_t*>(b.data());
+  run(transposed ? kernels.gemm_nt_q8_0 : kernels.gemm_nn_q8_0, blocks);
+}
+
+void exp_features(const std::string& isa, Floats& row, int64_t n, bool normalise, float least) {
+  require(n >= 1 && (length(row) == n || length(row) == 2 * n), "n values, or room for 2 n");
+  kernels_of(isa).exp_features(row.mutable_data(), n, length(row) != n, normalise, least);
+}
+
 float max(const std::string& isa, const Floats& x) {
   require(length(x) >= 1, "at least one value");
   return kernels_of(isa).max(x.data(), length(x));
@@ -143,6 +173,10 @@ void bind_testing_kernels(py::module_& testing) {
   testing.def("available_isas", list_isas);
   testing.def("selected_isa", [] { return select_kernels().name; });
   testing.def("gemm", gemm, isa, py::arg("kind"), as_is("a"), as_is("b"), as_is("c"));
+  testing.def("gemm_of_pairs", gemm_of_pairs, isa, py::arg("kind"), as_is("a"), as_is("b"),
+              as_is("c"));
+  testing.def("exp_features", exp_features, isa, as_is("row"), py::arg("n"), py::arg("normalise"),
+              py::arg("least"));
   testing.def("max", max, isa, as_is("x"));
   testing.def("dot", dot, isa, as_is("a"), as_is("b"));
   testing.def("scale", scale, isa, as_is("x"), py::arg("factor"));

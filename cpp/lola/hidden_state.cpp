@@ -66,6 +66,16 @@ void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenSta
   }
 }
 
+HiddenState merge_pending(const Kernels& kernels, const AttentionShape& shape,
+                          const HiddenState& hidden, float* memory) {
+  const int64_t state_size = shape.feature_size * shape.head_dim;
+  const HiddenState merged{memory, memory + state_size, nullptr, nullptr};
+  std::copy_n(hidden.state, state_size, merged.state);
+  std::copy_n(hidden.sum, shape.feature_size, merged.sum);
+  add_sums(kernels, shape, hidden.pending_state, hidden.pending_sum, merged);
+  return merged;
+}
+
 HiddenState imagine_absorbed(const Kernels& kernels, const AttentionShape& shape,
                              const HiddenState& hidden, const float* phi, const float* v,
                              int64_t count, float* memory) {

@@ -28,6 +28,10 @@ LinearSums read_hidden_state(const Kernels& kernels, const AttentionShape& shape
 void absorb(const Kernels& kernels, const AttentionShape& shape, const HiddenState& hidden,
             const float* phi, const float* v, int64_t count, int64_t absorbed);
 
+// A copy with the pending sums added, in `memory` [feature_size * (head_dim + 1)]: for many reads.
+HiddenState merge_pending(const Kernels& kernels, const AttentionShape& shape,
+                          const HiddenState& hidden, float* memory);
+
 // A copy of the hidden state with these pairs absorbed, in `memory` [feature_size * (head_dim +
 // 1)].
 HiddenState imagine_absorbed(const Kernels& kernels, const AttentionShape& shape,

@@ -29,9 +29,11 @@ void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pai
   const float* weight = head.layer.key_map + query_head * map.map_size * d;
   map_features(head.kernels, map, weight, pairs.k, d, pairs.count, d, phi);
   HiddenState hidden = head.hidden_state(query_head);
+  float* copy = head.scratch.state.get(shape.feature_size * (d + 1));
   if (after) {
-    float* memory = head.scratch.state.get(shape.feature_size * (d + 1));
-    hidden = imagine_absorbed(head.kernels, shape, hidden, phi, pairs.v, pairs.count, memory);
+    hidden = imagine_absorbed(head.kernels, shape, hidden, phi, pairs.v, pairs.count, copy);
+  } else if (hidden.pending_state != nullptr) {
+    hidden = merge_pending(head.kernels, shape, hidden, copy);
   }
   float* memory = head.scratch.linear.get(linear_sums_size(pairs.count, d));
   const LinearSums recall =

@@ -1,6 +1,7 @@
 #include "models/pass.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -103,11 +104,14 @@ void Pass::attend(int64_t layer) {
     }
     row += tokens;
   }
+  const auto start = std::chrono::steady_clock::now();
   if (attention.lola) {
     executor_.lola_attention(*attention.lola, lola, rows);
   } else {
     executor_.softmax_attention({h_.heads, h_.kv_heads, h_.head_dim, 0}, softmax, rows);
   }
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+  for (const Segment& segment : segments_) segment.session->attention_seconds_ += spent.count();
 }
 
 void Pass::feed_forward(int64_t index) {

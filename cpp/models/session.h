@@ -60,6 +60,9 @@ class Session {
   const SessionConfig& config() const { return config_; }
   const SessionLayout& layout() const { return layout_; }
   int64_t position() const { return position_; }  // tokens seen
+  // Time that the passes of this session spent in attention, memories included: for benchmarks. On
+  // the CPU all of it; a GPU runs behind the host.
+  double attention_seconds() const { return attention_seconds_; }
   // [vocabulary], empty before the first token and after a prompt that was interrupted.
   std::span<const float> logits() const { return logits_; }
 
@@ -78,6 +81,7 @@ class Session {
   SessionLayout layout_;
   Buffer memory_;
   int64_t position_ = 0;
+  double attention_seconds_ = 0.0;
   std::vector<float> logits_;
   mutable std::mutex in_use_;
 };

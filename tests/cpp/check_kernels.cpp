@@ -69,10 +69,34 @@ void check_gemm(const Kernels& kernels, int64_t m, int64_t n, int64_t k) {
   check("gemm_tn", &Kernels::gemm_tn, k, m, k, n);
 }
 
+// Products of `m` rows with pairs as they are stored.
+void check_stored_gemms(const Kernels& kernels, int64_t m, int64_t pairs, int64_t head_dim) {
+  const Floats values = numbers(pairs * head_dim);
+  std::vector<uint16_t> halves(values.size());
+  std::vector<uint8_t> blocks(values.size() / kQ8BlockSize * kQ8BlockBytes);
+  kScalarKernels.f32_to_f16(values.data(), pairs * head_dim, halves.data());
+  kScalarKernels.f32_to_q8_0(values.data(), pairs * head_dim, blocks.data());
+  const auto check = [&](const char* name, auto kernel, const auto& b, int64_t n, int64_t k) {
+    const Floats a = numbers(m * k);
+    Floats found = numbers(m * n);
+    Floats wanted = found;
+    (kernels.*kernel)(m, n, k, a.data(), k, b.data(), head_dim, found.data(), n);
+    (kScalarKernels.*kernel)(m, n, k, a.data(), k, b.data(), head_dim, wanted.data(), n);
+    const std::string what = std::string(kernels.name) + " " + name + " " + std::to_string(m) +
+                             " " + std::to_string(n) + " " + std::to_string(k);
+    compare(what, found, wanted, kSumTolerance);
+  };
+  check("gemm_nt_f16", &Kernels::gemm_nt_f16, halves, pairs, head_dim);
+  check("gemm_nn_f16", &Kernels::gemm_nn_f16, halves, head_dim, pairs);
+  check("gemm_nt_q8_0", &Kernels::gemm_nt_q8_0, blocks, pairs, head_dim);
+  check("gemm_nn_q8_0", &Kernels::gemm_nn_q8_0, blocks, head_dim, pairs);
+}
+
 void check_gemms(const Kernels& kernels) {
   for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17}) {
     for (const int64_t n : kSizes) {
       for (const int64_t k : {1, 3, 8, 17, 33, 64, 257}) check_gemm(kernels, m, n, k);
+      for (const int64_t head_dim : {32, 64, 96, 128}) check_stored_gemms(kernels, m, n, head_dim);
     }
   }
 }
@@ -115,6 +139,9 @@ void check_elementwise(const Kernels& kernels, int64_t n) {
   });
   check_in_place(kernels, "silu_gate", numbers(n, 20.0f), kExpTolerance,
                  [&](const Kernels& set, Floats& v) { set.silu_gate(v.data(), y.data(), n); });
+  check_in_place(
+      kernels, "exp_features", numbers(2 * n, 4.0f), kExpTolerance,
+      [&](const Kernels& set, Floats& v) { set.exp_features(v.data(), n, true, true, 1e-12f); });
   const Floats pairs = numbers(2 * n + 1);
   check_in_place(kernels, "rope_interleaved", pairs, kExact, [&](const Kernels& set, Floats& v) {
     set.rope_interleaved(v.data(), x.data(), y.data(), n);
