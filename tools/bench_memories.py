@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lola_cpp import LolaError, Model, Session, SessionOptions
+from lola_cpp import LolaError, Model, Session
+from lola_cpp.options import SessionOptions
 
 PASS_TOKENS = 512
 SIZES = ["64/64/64", "256/64/256", "256/256/256"]
