@@ -71,18 +71,21 @@ void add_stored_tile(const Kernels& kernels, const QueryBlock& queries, const Pa
   }
 }
 
+// For many queries, which would convert each pair again and again.
 void add_loaded_tile(const Kernels& kernels, const QueryBlock& queries, const PairRun& tile,
                      const ExactSums& sums, LolaScratch& scratch) {
-  const int64_t rows = queries.heads * queries.tokens;
-  const int64_t n = tile.count;
-  const int64_t d = queries.head_dim;
-  float* logits = scratch.logits.get(rows * n);
-  float* pairs = scratch.keys.get(n * d);
-  load_pairs(kernels, tile.type, tile.k, n * d, pairs);
-  kernels.gemm_nt(rows, n, d, queries.q, d, pairs, d, logits, n);
-  weigh_rows(kernels, queries, tile, sums, logits);
-  load_pairs(kernels, tile.type, tile.v, n * d, pairs);
-  kernels.gemm_nn(rows, d, n, logits, n, pairs, d, sums.y, d);
+  const int64_t values = tile.count * queries.head_dim;
+  float* k = scratch.keys.get(values);
+  float* v = scratch.values.get(values);
+  load_pairs(kernels, tile.type, tile.k, values, k);
+  load_pairs(kernels, tile.type, tile.v, values, v);
+  const PairRun loaded{PairType::kF32,
+                       reinterpret_cast<const uint8_t*>(k),
+                       reinterpret_cast<const uint8_t*>(v),
+                       queries.head_dim * static_cast<int64_t>(sizeof(float)),
+                       tile.count,
+                       tile.visible};
+  add_stored_tile(kernels, queries, loaded, sums, scratch);
 }
 
 }  // namespace
