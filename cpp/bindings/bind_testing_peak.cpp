@@ -1,0 +1,83 @@
+// What the machine can do at best, for tools/bench.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "bindings/bindings.h"
+#include "kernels/peak.h"
+
+namespace py = pybind11;
+
+namespace lola {
+namespace {
+
+constexpr int kRepeats = 8;  // the fastest counts: a busy machine only ever adds time
+
+template <typename Work>
+double best_seconds(const Work& work) {
+  using Clock = std::chrono::steady_clock;
+  double best = 1e300;
+  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    const auto begin = Clock::now();
+    work();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+// Operations a second of all threads together.
+double rate(ThreadPool& pool, int64_t (*loop)(int64_t)) {
+  constexpr int64_t kRounds = 2'000'000;
+  std::atomic<int64_t> operations{0};
+  const double seconds = best_seconds([&] {
+    operations = 0;
+    pool.parallel_for(pool.threads(), [&](int64_t, int) { operations += loop(kRounds); });
+  });
+  return static_cast<double>(operations) / seconds;
+}
+
+// Bytes a second of reading memory far larger than any cache.
+double read_rate(ThreadPool& pool) {
+  constexpr int64_t kWordsOfThread = int64_t{32} << 20;
+  const std::vector<uint64_t> words(static_cast<size_t>(pool.threads() * kWordsOfThread), 1);
+  std::atomic<uint64_t> seen{0};
+  const double seconds = best_seconds([&] {
+    pool.parallel_for(pool.threads(), [&](int64_t part, int) {
+      seen |= read_all(words.data() + part * kWordsOfThread, kWordsOfThread);
+    });
+  });
+  if (seen != 1) throw DeviceError("memory: found other words than were written");
+  return static_cast<double>(words.size() * sizeof(uint64_t)) / seconds;
+}
+
+py::dict machine_limits(const std::string& isa, int threads) {
+  const PeakLoops& loops = peak_loops(kernels_by_name(isa.c_str()).isa);
+  double bytes = 0, int8 = 0, float32 = 0;
+  {
+    py::gil_scoped_release release;
+    ThreadPool pool(threads);
+    bytes = read_rate(pool);
+    int8 = rate(pool, loops.int8_dot);
+    float32 = rate(pool, loops.float_fma);
+  }
+  py::dict limits;
+  limits["read_bytes"] = bytes;
+  limits["int8_operations"] = int8;
+  limits["float_operations"] = float32;
+  return limits;
+}
+
+}  // namespace
+
+void bind_testing_peak(py::module_& testing) {
+  testing.def("machine_limits", &machine_limits, py::arg("isa"), py::arg("threads"),
+              "Bytes read, int8 and float32 operations, each a second, with all threads.");
+}
+
+}  // namespace lola
