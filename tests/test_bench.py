@@ -36,7 +36,7 @@ def test_bench_measures_our_side_alone(tmp_path: Path) -> None:
     table = [line for line in ran.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows)
     measured = json.loads(report.read_text())
-    assert set(measured["limits"]) == {"read_bytes", "int8_operations", "float_operations"}
+    assert set(measured["rows"][0]["limits"]) == {"read_bytes", "int8_operations", "float_operations"}
     assert all(row["ours"][0] > 0 and not row["peer"] for row in measured["rows"])
 
 

@@ -1,18 +1,9 @@
 #include "base/thread_pool.h"
 
-#include <algorithm>
-#include <fstream>
-#include <set>
-#include <string>
 #include <utility>
 
 #include "base/error.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -20,7 +11,13 @@
 namespace lola {
 namespace {
 
-constexpr int kSpinRounds = 4000;  // about 20 microseconds: longer than the gap between two loops
+constexpr int kSpinRounds = 4000;  // some 50 microseconds: longer than the gap between two loops
+
+// The parts of ThreadPool::loop_.
+constexpr uint64_t kWorkers = 0xFFFF;  // in the loop
+constexpr uint64_t kOpen = 1 << 16;
+constexpr uint64_t kCallerSleeps = 1 << 17;
+constexpr uint64_t kNextLoop = 1 << 18;  // the loop's number, from here up
 
 void pause_cpu() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -30,44 +27,16 @@ void pause_cpu() {
 #endif
 }
 
-#if defined(__linux__)
-int read_int(const std::string& path) {
-  std::ifstream file(path);
-  int value = -1;
-  file >> value;
-  return value;
-}
-
-// Hyper-threads of one core share (package, core id), so distinct pairs are physical cores.
-int physical_cores() {
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  if (sched_getaffinity(0, sizeof(mask), &mask) != 0) return 0;
-  std::set<std::pair<int, int>> cores;
-  int logical = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &mask)) continue;
-    ++logical;
-    const std::string topology = message("/sys/devices/system/cpu/cpu", cpu, "/topology/");
-    const int core = read_int(topology + "core_id");
-    if (core >= 0) cores.emplace(read_int(topology + "physical_package_id"), core);
+template <typename Condition>
+bool spin_until(const Condition& condition) {
+  for (int round = 0; round < kSpinRounds; ++round) {
+    if (condition()) return true;
+    pause_cpu();
   }
-  return cores.empty() ? logical : static_cast<int>(cores.size());
+  return false;
 }
-#elif defined(__APPLE__)
-int physical_cores() {
-  int count = 0;
-  size_t size = sizeof(count);
-  if (sysctlbyname("hw.perflevel0.physicalcpu", &count, &size, nullptr, 0) == 0) return count;
-  return sysctlbyname("hw.physicalcpu", &count, &size, nullptr, 0) == 0 ? count : 0;
-}
-#else
-int physical_cores() { return static_cast<int>(std::thread::hardware_concurrency()); }
-#endif
 
 }  // namespace
-
-int default_thread_count() { return std::max(1, physical_cores()); }
 
 ThreadPool::ThreadPool(int threads) {
   if (threads < 1 || threads > 1024) {
@@ -80,10 +49,10 @@ ThreadPool::ThreadPool(int threads) {
 
 ThreadPool::~ThreadPool() {
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(sleep_mutex_);
     stop_.store(true);
   }
-  wake_.notify_all();
+  opened_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -92,26 +61,31 @@ void ThreadPool::run(int64_t count, const void* context, Call call) {
   count_ = count;
   context_ = context;
   call_ = call;
-  error_ = nullptr;
   next_.store(0, std::memory_order_relaxed);
   const bool shared = count > 1 && !workers_.empty();
-  if (shared) {
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    {
-      std::lock_guard lock(mutex_);  // a worker about to sleep must not miss the new generation
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
-  }
+  if (shared) open_loop();
   drain(0);
-  for (int round = 0; shared && running_.load(std::memory_order_acquire) != 0; ++round) {
-    if (round < kSpinRounds) {
-      pause_cpu();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  if (shared) close_loop();
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::open_loop() {
+  // Between loops the word holds the number of the last one alone.
+  loop_.store(loop_.load(std::memory_order_relaxed) + kNextLoop + kOpen);
+  if (sleepers_.load() == 0) return;
+  // Whoever counts as a sleeper saw the loop, or holds the mutex until it waits.
+  { std::lock_guard lock(sleep_mutex_); }
+  opened_.notify_all();
+}
+
+void ThreadPool::close_loop() {
+  loop_.fetch_and(~kOpen);
+  const auto all_left = [this] { return (loop_.load(std::memory_order_acquire) & kWorkers) == 0; };
+  if (spin_until(all_left)) return;
+  std::unique_lock lock(sleep_mutex_);
+  loop_.fetch_or(kCallerSleeps);
+  left_.wait(lock, all_left);
+  loop_.fetch_and(~kCallerSleeps);
 }
 
 void ThreadPool::drain(int thread) {
@@ -128,20 +102,40 @@ void ThreadPool::drain(int thread) {
 
 void ThreadPool::work(int thread) {
   uint64_t seen = 0;
-  while (true) {
-    for (int round = 0; round < kSpinRounds; ++round) {
-      if (generation_.load(std::memory_order_acquire) != seen || stop_.load()) break;
-      pause_cpu();
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const auto opened = [&] {
+      const uint64_t loop = loop_.load();
+      return ((loop & kOpen) != 0 && loop / kNextLoop != seen) || stop_.load();
+    };
+    if (!spin_until(opened)) {
+      std::unique_lock lock(sleep_mutex_);
+      sleepers_.fetch_add(1);
+      opened_.wait(lock, [&] { return opened(); });
+      sleepers_.fetch_sub(1);
     }
-    if (generation_.load(std::memory_order_acquire) == seen) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stop_.load() || generation_.load() != seen; });
-    }
-    if (stop_.load()) return;
-    seen = generation_.load(std::memory_order_acquire);
+    if (!join_next_loop(seen)) continue;
     drain(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    leave_loop();
   }
+}
+
+// Joins the loop that is open, if it is another than the one last seen.
+bool ThreadPool::join_next_loop(uint64_t& seen) {
+  uint64_t loop = loop_.load();
+  while ((loop & kOpen) != 0 && loop / kNextLoop != seen) {
+    if (loop_.compare_exchange_weak(loop, loop + 1, std::memory_order_acquire)) {
+      seen = loop / kNextLoop;
+      return true;
+    }
+  }
+  return false;
+}
+
+void ThreadPool::leave_loop() {
+  const uint64_t before = loop_.fetch_sub(1, std::memory_order_acq_rel);
+  if ((before & kCallerSleeps) == 0 || (before & kWorkers) != 1) return;
+  { std::lock_guard lock(sleep_mutex_); }  // the caller holds it until it waits
+  left_.notify_one();
 }
 
 }  // namespace lola

@@ -5,18 +5,16 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace lola {
 
-// Physical cores available to this process (affinity mask respected), at least 1.
-int default_thread_count();
-
 // Calls may come from several threads; their loops run one after the other.
-// Workers spin for a few microseconds after a loop and then sleep, so an idle pool costs nothing.
+// Nobody waits for a worker that has not begun: where other programs take the cores, the caller
+// does the loop alone. Who waits, spins for some microseconds and then sleeps, so an idle pool
+// costs nothing, and a sleeping caller leaves its core to a worker that lost its own.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);  // threads >= 1, the calling thread included
@@ -40,20 +38,31 @@ class ThreadPool {
   using Call = void (*)(const void* context, int64_t index, int thread);
 
   void run(int64_t count, const void* context, Call call);
-  void work(int thread);
+  void open_loop();
+  void close_loop();
   void drain(int thread);
+  void work(int thread);
+  bool join_next_loop(uint64_t& seen);
+  void leave_loop();
 
   std::mutex caller_mutex_;  // one loop at a time
-  std::mutex mutex_;
-  std::condition_variable wake_;
   std::vector<std::thread> workers_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};  // workers that have not finished the current loop
-  std::atomic<int64_t> next_{0};
+
+  // The loop's number, whether workers may still join it, whether its caller sleeps until they have
+  // left, and how many are in it: one word, so that nobody joins a loop that has ended.
+  alignas(64) std::atomic<uint64_t> loop_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
-  int64_t count_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+
+  // Set before a loop opens; read by those in it.
+  alignas(64) int64_t count_ = 0;
   const void* context_ = nullptr;
   Call call_ = nullptr;
+
+  std::mutex sleep_mutex_;
+  std::condition_variable opened_;  // a loop, for workers
+  std::condition_variable left_;    // by the last worker, for the caller
   std::mutex error_mutex_;
   std::exception_ptr error_;
 };

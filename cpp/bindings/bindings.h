@@ -16,6 +16,6 @@ void bind_testing_kernels(pybind11::module_& testing);
 void bind_testing_matmul(pybind11::module_& testing);
 void bind_testing_lola(pybind11::module_& testing);
 void bind_testing_models(pybind11::module_& testing);
-void bind_testing_peak(pybind11::module_& testing);
+void bind_testing_machine(pybind11::module_& testing);
 
 }  // namespace lola

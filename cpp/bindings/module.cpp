@@ -15,5 +15,5 @@ PYBIND11_MODULE(_core, module) {
   lola::bind_testing_matmul(testing);
   lola::bind_testing_lola(testing);
   lola::bind_testing_models(testing);
-  lola::bind_testing_peak(testing);
+  lola::bind_testing_machine(testing);
 }

@@ -38,8 +38,17 @@ const PeakLoops& peak_loops(Isa isa) {
 }
 
 uint64_t read_all(const uint64_t* words, int64_t count) {
+  // Hardware stops fetching ahead at the end of a page, so a page ahead is asked for.
+  constexpr int64_t kAhead = 512, kLine = 8;  // words
   uint64_t seen = 0;
-  for (int64_t i = 0; i < count; ++i) seen |= words[i];
+  int64_t i = 0;
+  for (; i + kLine <= count; i += kLine) {
+#if defined(__GNUC__)
+    __builtin_prefetch(words + i + kAhead);
+#endif
+    for (int64_t j = 0; j < kLine; ++j) seen |= words[i + j];
+  }
+  for (; i < count; ++i) seen |= words[i];
   return seen;
 }
 

@@ -44,11 +44,9 @@ def main() -> int:
         for row in options.rows:
             results.append(bench.run(row))
             print(results[-1].markdown(), flush=True)
-        print(bench.footing())
     if options.json:
         report = {
             "machine": platform.processor() or platform.machine(),
-            "limits": bench.limits,
             "options": {name: str(value) for name, value in vars(options).items() if name != "rows"},
             "rows": [result.as_dict() for result in results],
         }

@@ -48,13 +48,15 @@ class Result:
     peer: list[float] = field(default_factory=list)
     of_limit: tuple[float, float] | None = None  # shares of the machine's limit
     notes: list[str] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)  # of the machine, a second, medians of the rounds
 
     def markdown(self) -> str:
         ours = f"{median(self.ours):,.2f}" if self.ours else ""
         peer = f"{median(self.peer):,.2f}" if self.peer else ""
         ratio = f"{median(self.ours) / median(self.peer):.2f}" if self.ours and self.peer else ""
         limit = " / ".join(f"{share:.0%}" for share in self.of_limit or () if share)
-        return f"| {self.row} | {ours} | {peer} | {ratio} | {limit} | {'; '.join(self.notes)} |"
+        limits = [f"{name.replace('_', ' ')} {rate * 1e-9:,.1f} G/s" for name, rate in self.limits.items()]
+        return f"| {self.row} | {ours} | {peer} | {ratio} | {limit} | {'; '.join(self.notes + limits)} |"
 
     def as_dict(self) -> dict[str, Any]:
         return vars(self)
@@ -71,7 +73,7 @@ class Bench:
         self._lola = {name: value for name, value in given.items() if value is not None}
         self._model = ours.ask("load", **self._our_files)
         self._system = peer.ask("load", **self._files)["system"] if peer else "not measured"
-        self.limits = ours.ask("limits", threads=options.threads)
+        self._seen_limits: list[dict[str, float]] = []
         chunk = self._lola.get("chunk_size", self._lola.get("window_size", self._model["chunk_size"]))
         self._chunk = chunk if options.adapter else 1
         if options.adapter:
@@ -86,24 +88,21 @@ class Bench:
             "| row | ours | llama.cpp | ratio | of limit, ours / llama.cpp | notes |\n|---|---|---|---|---|---|"
         )
 
-    def footing(self) -> str:
-        read, int8, float32 = (rate * 1e-9 for rate in self.limits.values())
-        return (
-            f"\nLimits, the best seen between the rounds: read {read:.1f} GB/s, int8 {int8:,.0f} G-op/s, "
-            f"float32 {float32:,.0f} GFLOP/s"
-        )
-
     def run(self, row: Row) -> Result:
         result = Result(row.text)
         getattr(self, "_" + row.kind)(row, result)
         return result
 
     def _rounds(self, count: int) -> Iterator[None]:
-        """Rounds of measuring, the machine's limits among them: the best counts, for a load only slows down."""
+        """Rounds of measuring, the machine's limits among them."""
+        self._seen_limits = []
         for _ in range(count):
-            found = self._ours.ask("limits", threads=self._options.threads)
-            self.limits = {name: max(rate, self.limits[name]) for name, rate in found.items()}
+            self._seen_limits.append(self._ours.ask("limits", threads=self._options.threads))
             yield
+
+    def _limit(self, name: str, result: Result) -> float:
+        result.limits = {each: median(seen[each] for seen in self._seen_limits) for each in self._seen_limits[0]}
+        return result.limits[name]
 
     def _fill(self, row: Row, tokens: int) -> None:
         lola = self._lola if self._options.adapter else {"context_length": row.depth + tokens}
@@ -134,7 +133,7 @@ class Bench:
             if self._peer:
                 result.peer.append(row.sessions * tokens / self._peer.ask("decode", tokens=tokens))
         if row.sessions == 1:
-            self._set_limit(result, self._model["decode_bytes"] / self.limits["read_bytes"])
+            self._set_limit(result, self._model["decode_bytes"] / self._limit("read_bytes", result))
 
     def _set_limit(self, result: Result, least_seconds: float) -> None:
         """From the seconds that a token takes at the limit."""
@@ -159,7 +158,7 @@ class Bench:
             ends = [("ours", times)] + ([("llama.cpp", peer_times)] if self._peer else [])
             result.notes += [f"{name} first / last 1024: {_ends(each)} tok/s" for name, each in ends]
         kind = "float_operations" if self._model["is_float"] else "int8_operations"
-        self._set_limit(result, self._model["prefill_operations"] / self.limits[kind])
+        self._set_limit(result, self._model["prefill_operations"] / self._limit(kind, result))
 
     def _peer_prompt(self, row: Row, tokens: int, flash: bool) -> dict[str, float]:
         """Seconds of a whole prompt. Its passes take longer evenly with depth, so a few depths tell a long one."""

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cpu/softmax_attention.h"
+#include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/system.h"
 #include "base/thread_pool.h"

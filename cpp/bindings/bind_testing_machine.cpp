@@ -1,5 +1,8 @@
-// What the machine can do at best, for tools/bench.
+// What the machine can do at best, for tools/bench; the thread pool and the count of processors,
+// for the tests.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
 #include <atomic>
@@ -7,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
@@ -73,11 +77,33 @@ py::dict machine_limits(const std::string& isa, int threads) {
   return limits;
 }
 
+// How often each of `count` indices was visited in `loops` loops; index `bad` of every loop throws.
+std::vector<int64_t> pool_visits(int threads, int64_t loops, int64_t count, int64_t bad) {
+  py::gil_scoped_release release;
+  ThreadPool pool(threads);
+  std::vector<int64_t> visits(static_cast<size_t>(count));
+  for (int64_t loop = 0; loop < loops; ++loop) {
+    try {
+      pool.parallel_for(count, [&](int64_t index, int) {
+        if (index == bad) throw UsageError("index");
+        ++visits[static_cast<size_t>(index)];
+      });
+      if (bad >= 0) throw DeviceError("pool: found no exception, wanted that of a body");
+    } catch (const UsageError&) {
+    }
+  }
+  return visits;
+}
+
 }  // namespace
 
-void bind_testing_peak(py::module_& testing) {
+void bind_testing_machine(py::module_& testing) {
   testing.def("machine_limits", &machine_limits, py::arg("isa"), py::arg("threads"),
               "Bytes read, int8 and float32 operations, each a second, with all threads.");
+  testing.def("pool_visits", &pool_visits, py::arg("threads"), py::arg("loops"), py::arg("count"),
+              py::arg("bad") = -1);
+  testing.def("default_thread_count", &default_thread_count);
+  testing.def("cgroup_cpu_quota", &cgroup_cpu_quota, py::arg("list"), py::arg("mount"));
 }
 
 }  // namespace lola
