@@ -19,7 +19,7 @@ MAY_INCLUDE = {
     "lola": {"base", "quant", "memory", "kernels"},
     "backend": {"base", "quant", "memory", "kernels", "lola"},
     "models": {"base", "quant", "gguf", "memory", "kernels", "lola", "backend"},
-    "sampling": {"base"},
+    "sampling": {"base", "kernels"},
     "bindings": {"base", "quant", "gguf", "memory", "kernels", "lola", "backend", "models", "sampling"},
 }
 

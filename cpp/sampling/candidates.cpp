@@ -3,19 +3,23 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <functional>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
+#include "kernels/kernels.h"
+#include "kernels/logit_scans.h"
 
 namespace lola {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Turns the sign and magnitude of a float into an integer of the same order, and back: compilers
-// make vector code of an integer maximum, and not of one that must mind NaN.
-int32_t ordered_bits(int32_t bits) { return bits ^ ((bits >> 31) & 0x7FFFFFFF); }
-int32_t ordered(float value) { return ordered_bits(std::bit_cast<int32_t>(value)); }
+const LogitScans& scans() {
+  static const LogitScans& chosen = logit_scans(select_kernels().isa);
+  return chosen;
+}
 
 [[noreturn]] void throw_not_a_logit(std::span<const float> logits) {
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -28,68 +32,91 @@ int32_t ordered(float value) { return ordered_bits(std::bit_cast<int32_t>(value)
       "logits: found no token that may be chosen, wanted at least one above -infinity");
 }
 
-}  // namespace
-
-float checked_max(std::span<const float> logits) {
-  int32_t greatest = std::numeric_limits<int32_t>::min();
-  int32_t least = std::numeric_limits<int32_t>::max();
-  for (const float logit : logits) {
-    const int32_t key = ordered(logit);
-    greatest = key > greatest ? key : greatest;
-    least = key < least ? key : least;
-  }
-  // A NaN lies above +infinity or, with its sign bit set, below -infinity.
-  const bool wrong = greatest >= ordered(kInfinity) || least < ordered(-kInfinity);
-  if (wrong || greatest <= ordered(-kInfinity)) throw_not_a_logit(logits);
-  return std::bit_cast<float>(ordered_bits(greatest));
+std::span<const float> block_of(std::span<const float> logits, size_t block) {
+  const size_t begin = block * kLogitBlock;
+  return logits.subspan(begin, std::min<size_t>(kLogitBlock, logits.size() - begin));
 }
 
-int32_t first_of(std::span<const float> logits, float max) {
-  return static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin());
+// The k-th greatest peak of a block: k logits are at least as great.
+float least_of_best(const Peaks& peaks, size_t k) {
+  if (k > peaks.of_block.size()) return -kInfinity;
+  std::vector<float> sorted = peaks.of_block;
+  const auto kth = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+  return *kth;
+}
+
+// Smaller for a better candidate, equal for equal logits, 0 of either sign being equal.
+uint32_t sort_key(const Candidate& candidate) {
+  const uint32_t bits = std::bit_cast<uint32_t>(candidate.logit + 0.0f);
+  return (bits >> 31) != 0 ? bits : ~bits & 0x7FFFFFFFu;
+}
+
+}  // namespace
+
+Peaks find_peaks(std::span<const float> logits) {
+  Peaks peaks{-kInfinity, std::vector<float>((logits.size() + kLogitBlock - 1) / kLogitBlock)};
+  const int64_t count = static_cast<int64_t>(logits.size());
+  const bool good = scans().block_maxima(logits.data(), count, peaks.of_block.data());
+  for (const float peak : peaks.of_block) peaks.max = std::max(peaks.max, peak);
+  if (!good || peaks.max == -kInfinity) throw_not_a_logit(logits);
+  return peaks;
+}
+
+int32_t greatest(std::span<const float> logits, const Peaks& peaks) {
+  const auto peak = std::find(peaks.of_block.begin(), peaks.of_block.end(), peaks.max);
+  const auto begin = logits.begin() + (peak - peaks.of_block.begin()) * kLogitBlock;
+  return static_cast<int32_t>(std::find(begin, logits.end(), peaks.max) - logits.begin());
 }
 
 double exp_sum(std::span<const float> logits, float max) {
-  constexpr size_t kBlock = 1024;  // the terms of one pairwise sum in float
-  std::array<float, kBlock> terms;
-  double sum = 0.0;
-  for (size_t start = 0; start < logits.size(); start += kBlock) {
-    const size_t count = std::min(kBlock, logits.size() - start);
-    for (size_t i = 0; i < count; ++i) terms[i] = exp_negative(logits[start + i] - max);
-    std::fill(terms.begin() + static_cast<std::ptrdiff_t>(count), terms.end(), 0.0f);
-    // Halves are added pairwise: the order is fixed, and each addition is that of two vectors.
-    for (size_t width = kBlock / 2; width > 0; width /= 2) {
-      for (size_t i = 0; i < width; ++i) terms[i] += terms[i + width];
-    }
-    sum += terms[0];
-  }
-  return sum;
+  return scans().exp_sum(logits.data(), static_cast<int64_t>(logits.size()), max);
 }
 
-std::vector<Candidate> best(std::span<const float> logits, int64_t k) {
-  const size_t wanted = std::min(static_cast<size_t>(k), logits.size());
-  if (wanted == 0) return {};
-  std::vector<Candidate> kept;
-  const size_t room = 2 * wanted + 16;
-  kept.reserve(std::min(room, logits.size()));
-  const auto prune = [&] {
-    std::nth_element(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(wanted - 1),
-                     kept.end(), better);
-    kept.resize(wanted);
-    return kept.back().logit;
-  };
-  float worst = -kInfinity;
-  bool full = false;  // `wanted` tokens at least as good as `worst`, with lower ids, are kept
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (full && !(logits[i] > worst)) continue;
-    kept.push_back({logits[i], static_cast<int32_t>(i)});
-    if (kept.size() >= room) {
-      worst = prune();
-      full = true;
+void to_weights(std::span<float> logits, float max, double temperature, double min_p) {
+  scans().weights(logits.data(), static_cast<int64_t>(logits.size()), max, temperature,
+                  static_cast<float>(min_p));
+}
+
+std::vector<Candidate> at_least(std::span<const float> logits, const Peaks& peaks, float least) {
+  std::vector<Candidate> found;
+  for (size_t block = 0; block < peaks.of_block.size(); ++block) {
+    if (peaks.of_block[block] < least) continue;
+    int32_t id = static_cast<int32_t>(block * kLogitBlock);
+    for (const float logit : block_of(logits, block)) {
+      if (logit >= least) found.push_back({logit, id});
+      ++id;
     }
   }
-  if (kept.size() > wanted) prune();
+  return found;
+}
+
+std::vector<Candidate> best(std::span<const float> logits, const Peaks& peaks, int64_t k) {
+  const size_t wanted = std::min(static_cast<size_t>(k), logits.size());
+  if (wanted == 0) return {};
+  std::vector<Candidate> kept = at_least(logits, peaks, least_of_best(peaks, wanted));
+  const auto end = kept.begin() + static_cast<std::ptrdiff_t>(wanted);
+  std::nth_element(kept.begin(), end - 1, kept.end(), better);
+  kept.erase(end, kept.end());
   std::sort(kept.begin(), kept.end(), better);
   return kept;
+}
+
+void sort_best_first(std::vector<Candidate>& candidates) {
+  constexpr int kBits = 11;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  std::vector<Candidate> other(candidates.size());
+  // By the least significant digits first; each pass keeps the order of equals.
+  for (int shift = 0; shift < 32; shift += kBits) {
+    std::array<size_t, kMask + 1> place{};
+    for (const Candidate& each : candidates) ++place[(sort_key(each) >> shift) & kMask];
+    size_t total = 0;
+    for (size_t& count : place) total += std::exchange(count, total);
+    for (const Candidate& each : candidates) {
+      other[place[(sort_key(each) >> shift) & kMask]++] = each;
+    }
+    candidates.swap(other);
+  }
 }
 
 }  // namespace lola

@@ -2,7 +2,6 @@
 // its last bits differ between platforms, and a sampled token must not.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -19,41 +18,32 @@ inline bool better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// The greatest of logits [vocabulary]. UsageError on NaN, +infinity, or when none is finite.
-float checked_max(std::span<const float> logits);
+// What one pass over logits [vocabulary] finds; all choices start from it.
+struct Peaks {
+  float max;
+  std::vector<float> of_block;  // the greatest of each kLogitBlock logits
+};
 
-// The lowest id whose logit is `max`.
-int32_t first_of(std::span<const float> logits, float max);
+// UsageError on NaN, +infinity, or when no logit is finite.
+Peaks find_peaks(std::span<const float> logits);
 
-// exp(x) for x <= 0 with a relative error below 2e-7; 0 below -87.7. Free of branches, so that
-// loops over it become vector code.
-inline float exp_negative(float x) {
-  // exp(x) = 2^n exp(r), |r| <= ln(2) / 2. Adding kRound leaves n = round(x / ln 2) in the low
-  // bits.
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
-  // The smallest x: n is -127 there, and the bits of 2^n come out as those of 0. The bits of
-  // negative floats grow with their magnitude; compilers make no vector code of a float comparison
-  // here.
-  constexpr uint32_t kSmallest = std::bit_cast<uint32_t>(-88.0f);
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  const float bounded = std::bit_cast<float>(bits < kSmallest ? bits : kSmallest);
-  const float shifted = bounded * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3F800000u);
-}
+// The lowest id whose logit is the greatest.
+int32_t greatest(std::span<const float> logits, const Peaks& peaks);
 
 // Sum of exp(logit - max) over logits [vocabulary].
 double exp_sum(std::span<const float> logits, float max);
 
+// Turns logits into weights of drawing: exp((logit - max) / temperature), or 0 where a token's
+// probability is below min_p times that of the most likely one.
+void to_weights(std::span<float> logits, float max, double temperature, double min_p);
+
+// The tokens whose logits are no less than `least`, in the order of their ids.
+std::vector<Candidate> at_least(std::span<const float> logits, const Peaks& peaks, float least);
+
 // The k best, best first; 0 <= k.
-std::vector<Candidate> best(std::span<const float> logits, int64_t k);
+std::vector<Candidate> best(std::span<const float> logits, const Peaks& peaks, int64_t k);
+
+// Best first. In linear time, for candidates that stand in the order of their ids.
+void sort_best_first(std::vector<Candidate>& candidates);
 
 }  // namespace lola

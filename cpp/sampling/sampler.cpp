@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
+#include "base/exp_negative.h"
 #include "sampling/candidates.h"
 
 namespace lola {
@@ -72,13 +75,6 @@ double penalised(double logit, double count, const SamplerConfig& config) {
   return logit - std::clamp(penalty, -kMaxDouble, kMaxDouble);
 }
 
-// Weight of a token relative to the most likely one.
-float weight(float logit, float max, double temperature) {
-  constexpr double kNothing = -1000.0;  // its exponential is 0, and a float holds it
-  const double scaled = (static_cast<double>(logit) - max) / temperature;
-  return exp_negative(static_cast<float>(std::max(scaled, kNothing)));
-}
-
 // Inverse of the cumulative distribution: where the running sum passes `uniform` (in [0, 1)) of the
 // total.
 size_t pick(std::span<const float> weights, double uniform) {
@@ -96,43 +92,41 @@ size_t pick(std::span<const float> weights, double uniform) {
   return last;
 }
 
+// exp((logit - max) / temperature) of each candidate.
+std::vector<float> weights_of(const std::vector<Candidate>& candidates, float max,
+                              double temperature) {
+  std::vector<float> weights(candidates.size());
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = candidates[i].logit;
+  to_weights(weights, max, temperature, 0.0);
+  return weights;
+}
+
+// Cuts a list, best first, as soon as the weights at temperature 1 sum to `share` of `total`, or of
+// those of the list.
+void keep_share(std::vector<Candidate>& sorted, double share, std::optional<double> total) {
+  const std::vector<float> weights = weights_of(sorted, sorted.front().logit, 1.0);
+  if (!total) total = std::accumulate(weights.begin(), weights.end(), 0.0);
+  double sum = 0.0;
+  size_t kept = 0;
+  do {
+    sum += weights[kept++];
+  } while (kept < sorted.size() && sum < share * *total);
+  sorted.resize(kept);
+}
+
 // The shortest run of the best tokens that holds `top_p` of the probability of all, best first.
-std::vector<Candidate> nucleus(std::span<const float> logits, float max, double top_p) {
-  const double total = exp_sum(logits, max);
+std::vector<Candidate> nucleus(std::span<const float> logits, const Peaks& peaks, double top_p) {
+  const double total = exp_sum(logits, peaks.max);
   // Tokens below (1 - p) / n of the total cannot matter: all of them together hold less than 1 - p.
   // The margin covers rounding, here and in the library's logarithm: a token too many among the
   // candidates changes nothing.
   constexpr double kMargin = 0.1;
   const double share = (1.0 - top_p) / static_cast<double>(logits.size());
-  const float floor = static_cast<float>(max + std::log(share * total) - kMargin);
-  std::vector<Candidate> heap;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= floor) heap.push_back({logits[i], static_cast<int32_t>(i)});
-  }
-  const auto worse = [](const Candidate& a, const Candidate& b) { return better(b, a); };
-  std::make_heap(heap.begin(), heap.end(), worse);
-  std::vector<Candidate> kept;
-  double sum = 0.0;
-  do {
-    std::pop_heap(heap.begin(), heap.end(), worse);
-    kept.push_back(heap.back());
-    heap.pop_back();
-    sum += exp_negative(kept.back().logit - max);
-  } while (!heap.empty() && sum < top_p * total);
+  std::vector<Candidate> kept =
+      at_least(logits, peaks, static_cast<float>(peaks.max + std::log(share * total) - kMargin));
+  sort_best_first(kept);
+  keep_share(kept, top_p, total);
   return kept;
-}
-
-void keep_top_p(std::vector<Candidate>& sorted, double top_p) {
-  if (top_p == 1.0) return;
-  const float max = sorted.front().logit;
-  double total = 0.0;
-  for (const Candidate& candidate : sorted) total += exp_negative(candidate.logit - max);
-  double sum = 0.0;
-  size_t kept = 0;
-  do {
-    sum += exp_negative(sorted[kept++].logit - max);
-  } while (kept < sorted.size() && sum < top_p * total);
-  sorted.resize(kept);
 }
 
 void keep_min_p(std::vector<Candidate>& sorted, double min_p) {
@@ -154,18 +148,19 @@ void Sampler::accept(std::span<const int32_t> tokens) {
 
 SampledToken Sampler::sample(std::span<const float> logits, int64_t top_logprobs) {
   require(top_logprobs >= 0, "top_logprobs", top_logprobs, "0 or more");
-  const float model_max = checked_max(logits);
+  const Peaks model_peaks = find_peaks(logits);
+  const float model_max = model_peaks.max;
   const double log_total = std::log(exp_sum(logits, model_max));
   const auto logprob = [&](float logit) {
     return static_cast<float>((static_cast<double>(logit) - model_max) - log_total);
   };
   const std::span<const float> changed = biased(logits);
-  const float max = changed.data() == logits.data() ? model_max : checked_max(changed);
+  const Peaks peaks = changed.data() == logits.data() ? model_peaks : find_peaks(changed);
 
   SampledToken token;
-  token.id = config_.temperature == 0.0 ? first_of(changed, max) : draw(changed, max);
+  token.id = config_.temperature == 0.0 ? greatest(changed, peaks) : draw(changed, peaks);
   token.logprob = logprob(logits[static_cast<size_t>(token.id)]);
-  for (const Candidate& candidate : best(logits, top_logprobs)) {
+  for (const Candidate& candidate : best(logits, model_peaks, top_logprobs)) {
     token.top.emplace_back(candidate.id, logprob(candidate.logit));
   }
   recent_.push(token.id);
@@ -186,35 +181,21 @@ std::span<const float> Sampler::biased(std::span<const float> logits) {
   return scratch_;
 }
 
-int32_t Sampler::draw(std::span<const float> logits, float max) {
+int32_t Sampler::draw(std::span<const float> logits, const Peaks& peaks) {
+  const float max = peaks.max;
   const bool limited = config_.top_k > 0 && config_.top_k < static_cast<int64_t>(logits.size());
   if (!limited && config_.top_p == 1.0) return draw_from_all(logits, max);
   std::vector<Candidate> candidates =
-      limited ? best(logits, config_.top_k) : nucleus(logits, max, config_.top_p);
-  if (limited) keep_top_p(candidates, config_.top_p);
+      limited ? best(logits, peaks, config_.top_k) : nucleus(logits, peaks, config_.top_p);
+  if (limited && config_.top_p < 1.0) keep_share(candidates, config_.top_p, std::nullopt);
   keep_min_p(candidates, config_.min_p);
-
-  std::vector<float> weights(candidates.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    weights[i] = weight(candidates[i].logit, max, config_.temperature);
-  }
+  const std::vector<float> weights = weights_of(candidates, max, config_.temperature);
   return candidates[pick(weights, next_uniform())].id;
 }
 
 int32_t Sampler::draw_from_all(std::span<const float> logits, float max) {
-  // `logits` may be scratch_ itself; each place is read before it is written.
-  scratch_.resize(logits.size());
-  if (config_.min_p > 0.0) {
-    const float min_p = static_cast<float>(config_.min_p);
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const bool kept = exp_negative(logits[i] - max) >= min_p;
-      scratch_[i] = kept ? weight(logits[i], max, config_.temperature) : 0.0f;
-    }
-  } else {
-    for (size_t i = 0; i < logits.size(); ++i) {
-      scratch_[i] = weight(logits[i], max, config_.temperature);
-    }
-  }
+  if (logits.data() != scratch_.data()) scratch_.assign(logits.begin(), logits.end());
+  to_weights(scratch_, max, config_.temperature, config_.min_p);
   return static_cast<int32_t>(pick(scratch_, next_uniform()));
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "sampling/candidates.h"
 #include "sampling/recent_tokens.h"
 
 namespace lola {
@@ -58,7 +59,7 @@ class Sampler {
   // The logits after bias and penalties; the span itself when neither changes anything.
   std::span<const float> biased(std::span<const float> logits);
 
-  int32_t draw(std::span<const float> logits, float max);
+  int32_t draw(std::span<const float> logits, const Peaks& peaks);
   int32_t draw_from_all(std::span<const float> logits, float max);
   double next_uniform();
 
