@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import time
@@ -390,3 +391,17 @@ def test_random_metadata_never_fails_with_another_exception(fields: dict[str, An
         except (FormatError, UnsupportedError):
             continue
         assert isinstance(tokenizer.decode(tokenizer.encode("ab", parse_special=False)), str)
+
+
+def test_the_garbage_collector_stays_as_it_was() -> None:
+    Tokenizer.from_gguf(byte_level())
+    assert gc.isenabled()
+    with pytest.raises(FormatError):
+        Tokenizer.from_gguf(byte_level("one"))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        Tokenizer.from_gguf(byte_level())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import tokenizers
@@ -40,6 +42,18 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF_CHARACTER = _byte_alphabet()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For building hundreds of thousands of objects: the collector would walk all of them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Tokenizer:
@@ -81,10 +95,11 @@ class Tokenizer:
         pre-tokenization that is not implemented.
         """
         name = read_string(file, "tokenizer.ggml.model")
-        if name == "gpt2":
-            return cls._byte_level(file)
-        if name == "llama":
-            return cls._sentencepiece(file)
+        with _no_garbage_collection():
+            if name == "gpt2":
+                return cls._byte_level(file)
+            if name == "llama":
+                return cls._sentencepiece(file)
         raise UnsupportedError(f"tokenizer.ggml.model: found {name!r}, wanted gpt2 or llama")
 
     @classmethod
