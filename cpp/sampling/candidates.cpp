@@ -80,6 +80,9 @@ void to_weights(std::span<float> logits, float max, double temperature, double m
 
 std::vector<Candidate> at_least(std::span<const float> logits, const Peaks& peaks, float least) {
   std::vector<Candidate> found;
+  const auto blocks = std::count_if(peaks.of_block.begin(), peaks.of_block.end(),
+                                    [&](float peak) { return peak >= least; });
+  found.reserve(static_cast<size_t>(blocks * kLogitBlock));
   for (size_t block = 0; block < peaks.of_block.size(); ++block) {
     if (peaks.of_block[block] < least) continue;
     int32_t id = static_cast<int32_t>(block * kLogitBlock);
@@ -103,17 +106,20 @@ std::vector<Candidate> best(std::span<const float> logits, const Peaks& peaks, i
 }
 
 void sort_best_first(std::vector<Candidate>& candidates) {
-  constexpr int kBits = 11;
+  constexpr int kBits = 11, kDigits = 3;
   constexpr uint32_t kMask = (1u << kBits) - 1;
+  std::array<std::array<uint32_t, kMask + 1>, kDigits> places{};
+  for (const Candidate& each : candidates) {
+    const uint32_t key = sort_key(each);
+    for (int digit = 0; digit < kDigits; ++digit) ++places[digit][(key >> digit * kBits) & kMask];
+  }
   std::vector<Candidate> other(candidates.size());
   // By the least significant digits first; each pass keeps the order of equals.
-  for (int shift = 0; shift < 32; shift += kBits) {
-    std::array<size_t, kMask + 1> place{};
-    for (const Candidate& each : candidates) ++place[(sort_key(each) >> shift) & kMask];
-    size_t total = 0;
-    for (size_t& count : place) total += std::exchange(count, total);
+  for (int digit = 0; digit < kDigits; ++digit) {
+    uint32_t total = 0;
+    for (uint32_t& place : places[digit]) total += std::exchange(place, total);
     for (const Candidate& each : candidates) {
-      other[place[(sort_key(each) >> shift) & kMask]++] = each;
+      other[places[digit][(sort_key(each) >> digit * kBits) & kMask]++] = each;
     }
     candidates.swap(other);
   }
