@@ -104,17 +104,16 @@ Buffer to_backend(Backend& backend, const std::vector<float>& values, const std:
 
 Weights load_weights(const GgufFile& file, const Hyperparameters& h, Backend& backend) {
   const Loader loader(file, h, backend);
+  // A file without an output matrix multiplies with the embedding's.
+  const bool tied = file.find_tensor("output.weight") == nullptr;
+  const std::string embedding = "token_embd.weight";
   Weights weights;
+  weights.token_embedding = tied ? loader.matrix(embedding, h.vocabulary, h.dim)
+                                 : loader.table(embedding, h.vocabulary, h.dim);
   for (int64_t i = 0; i < h.layers; ++i) weights.layers.push_back(loader.layer(i));
   weights.output_norm = loader.vector("output_norm.weight", h.dim);
-  // A file without an output matrix multiplies with the embedding's.
-  if (file.find_tensor("output.weight") == nullptr) {
-    weights.output = loader.matrix("token_embd.weight", h.vocabulary, h.dim);
-    weights.token_embedding = weights.output;
-  } else {
-    weights.output = loader.matrix("output.weight", h.vocabulary, h.dim);
-    weights.token_embedding = loader.table("token_embd.weight", h.vocabulary, h.dim);
-  }
+  weights.output =
+      tied ? weights.token_embedding : loader.matrix("output.weight", h.vocabulary, h.dim);
   return weights;
 }
 
