@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-
 from lola_cpp import Model, Sampler
 from reference import crafted_gguf, tiny_gguf
 from reference.tiny_gguf import TinyAdapter, tiny
