@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "gguf/gguf_reader.h"
 #include "input_file.h"
 #include "models/batch.h"
 #include "models/model.h"
@@ -18,6 +19,13 @@ namespace {
 std::shared_ptr<const lola::Model> load_model() {
   const std::string folder = LOLA_FUZZ_DATA;
   return lola::Model::load(folder + "/tiny_model.gguf", {folder + "/tiny_adapter.gguf", "cpu", 1});
+}
+
+// A file may ask for a KV cache of any length: as lazily as it is allocated, the sanitizer counts
+// it.
+bool asks_for_much(const uint8_t* data, size_t size) {
+  const auto file = lola::GgufFile::parse({data, size}, "fuzz");
+  return file->get_int("state.context_length", INT64_MIN, INT64_MAX) > 4096;
 }
 
 void load_session(const std::string& path) {
@@ -40,7 +48,7 @@ void load_sampler(const uint8_t* data, size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
-    load_session(lola_fuzz::input_file(data, size));
+    if (!asks_for_much(data, size)) load_session(lola_fuzz::input_file(data, size));
   } catch (const lola::Error&) {
   }
   try {
