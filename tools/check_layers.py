@@ -14,13 +14,14 @@ MAY_INCLUDE = {
     "base": set(),
     "quant": {"base"},
     "gguf": {"base", "quant"},
+    "convert": {"base", "quant", "gguf"},
     "memory": {"base"},
     "kernels": {"base", "quant"},
     "lola": {"base", "quant", "memory", "kernels"},
     "backend": {"base", "quant", "memory", "kernels", "lola"},
     "models": {"base", "quant", "gguf", "memory", "kernels", "lola", "backend"},
     "sampling": {"base", "kernels"},
-    "bindings": {"base", "quant", "gguf", "memory", "kernels", "lola", "backend", "models", "sampling"},
+    "bindings": {"base", "quant", "gguf", "convert", "memory", "kernels", "lola", "backend", "models", "sampling"},
 }
 
 # Headers of the outside world that belong in one place alone: pattern, where it may be, what it is.

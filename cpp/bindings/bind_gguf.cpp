@@ -157,13 +157,6 @@ std::optional<std::vector<py::bytes>> find_bytes_array(const GgufFile& file,
   return out;
 }
 
-QuantType quant_type(const std::string& name) {
-  for (const QuantFormat& format : quant_formats()) {
-    if (name == format.name) return format.type;
-  }
-  throw UsageError(message("tensor type: found ", quote(name), ", wanted F32, F16, Q4_K, ..."));
-}
-
 void bind_reader(py::module_& module) {
   py::class_<GgufFile, std::shared_ptr<GgufFile>>(
       module, "GgufFile", "A GGUF file, mapped into memory. Any part of a split file opens all.")
@@ -216,7 +209,7 @@ void bind_writer(py::module_& module) {
           [](GgufWriter& writer, std::string name, const std::string& type,
              const std::vector<int64_t>& shape, const py::bytes& data) {
             const std::string_view view = data;
-            writer.put_tensor(std::move(name), quant_type(type), shape, view.data(), view.size());
+            writer.put_tensor(std::move(name), quant_format(type).type, shape, view.data(), view.size());
           },
           py::keep_alive<1, 5>(), py::arg("name"), py::arg("type"), py::arg("shape"),
           py::arg("data"), "shape is slowest dimension first.")

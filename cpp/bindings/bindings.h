@@ -7,6 +7,7 @@ namespace lola {
 
 void bind_errors(pybind11::module_& module);
 void bind_gguf(pybind11::module_& module);
+void bind_convert(pybind11::module_& module);
 void bind_sampler(pybind11::module_& module);
 void bind_model(pybind11::module_& module);
 

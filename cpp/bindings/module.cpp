@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = LOLA_STRING(LOLA_VERSION);
   lola::bind_errors(module);
   lola::bind_gguf(module);
+  lola::bind_convert(module);
   lola::bind_sampler(module);
   lola::bind_model(module);
   pybind11::module_ testing = module.def_submodule("testing", "Inner parts, for the tests only.");

@@ -102,19 +102,43 @@ void GgufWriter::put_bytes(std::string key, std::span<const uint8_t> values) {
   metadata_.append(reinterpret_cast<const char*>(values.data()), values.size());
 }
 
+void GgufWriter::put_value(std::string key, const GgufValue& value) {
+  start_key(std::move(key), value.type);
+  if (value.type == GgufType::kArray) {
+    append_type(metadata_, value.element_type);
+    append<uint64_t>(metadata_, value.count);
+  } else if (value.type == GgufType::kString) {
+    append<uint64_t>(metadata_, value.bytes);
+  }
+  metadata_.append(reinterpret_cast<const char*>(value.data), static_cast<size_t>(value.bytes));
+}
+
 void GgufWriter::put_tensor(std::string name, QuantType type, std::span<const int64_t> shape,
                             const void* data, uint64_t bytes) {
-  check_name("tensor", name, kMaxGgufTensorName);
-  const QuantFormat& format = quant_format(type);
-  const uint64_t wanted = bytes_of_shape(format, shape);
-  if (wanted == 0 || bytes != wanted) {
+  add_tensor(
+      {std::move(name), type, {shape.begin(), shape.end()}, bytes, [data, bytes](const Sink& sink) {
+         sink(data, static_cast<size_t>(bytes));
+       }});
+}
+
+void GgufWriter::put_tensor(std::string name, QuantType type, std::span<const int64_t> shape,
+                            Fill fill) {
+  const uint64_t bytes = bytes_of_shape(quant_format(type), shape);
+  add_tensor({std::move(name), type, {shape.begin(), shape.end()}, bytes, std::move(fill)});
+}
+
+void GgufWriter::add_tensor(Tensor tensor) {
+  check_name("tensor", tensor.name, kMaxGgufTensorName);
+  const QuantFormat& format = quant_format(tensor.type);
+  const uint64_t wanted = bytes_of_shape(format, tensor.shape);
+  if (wanted == 0 || tensor.bytes != wanted) {
     throw UsageError(
-        message("tensor ", quote(name), ": found ", bytes, " bytes for ", shape.size(),
-                " dimensions of type ", format.name, ", wanted ",
+        message("tensor ", quote(tensor.name), ": found ", tensor.bytes, " bytes for ",
+                tensor.shape.size(), " dimensions of type ", format.name, ", wanted ",
                 wanted == 0 ? "a shape of 1 to 4 whole dimensions" : message(wanted, " bytes")));
   }
-  check_new("tensor", name, tensor_names_);
-  tensors_.push_back({std::move(name), type, {shape.begin(), shape.end()}, data, bytes});
+  check_new("tensor", tensor.name, tensor_names_);
+  tensors_.push_back(std::move(tensor));
 }
 
 std::string GgufWriter::header() const {
@@ -142,7 +166,13 @@ void GgufWriter::write(const std::string& path) const {
   const std::string start = header();
   file.write(start.data(), start.size());
   for (const Tensor& tensor : tensors_) {
-    file.write(tensor.data, tensor.bytes);
+    uint64_t left = tensor.bytes;
+    tensor.fill([&](const void* data, size_t bytes) {
+      if (bytes > left) throw UsageError("tensor " + quote(tensor.name) + ": more than its bytes");
+      file.write(data, bytes);
+      left -= bytes;
+    });
+    if (left > 0) throw UsageError("tensor " + quote(tensor.name) + ": fewer than its bytes");
     file.write(kZeros, padding(tensor.bytes));
   }
   file.commit();

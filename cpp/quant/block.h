@@ -3,7 +3,10 @@
 // A format is a struct of byte arrays, so that a block may lie at any address of the mapped file,
 // and a function
 //   unpack(block, q, scale)  or, where kHasMin,  unpack(block, q, scale, min)
-// that writes the integer form (quant_table.h) of one block. Decoding is the formula of the integer
+// that writes the integer form (quant_table.h) of one block. A format that can be written has its
+// inverse beside it, pack(q, [s, [m,]] d, [dmin,] block), with d and dmin as float16 bits, and the
+// ranges of its numbers, kMinQ (0 where kHasMin) to kMaxQ; which numbers to write is found in
+// encode/. Decoding is the formula of the integer
 // form in float32: for every format these are the very operations of gguf.quants, or exact
 // multiples of them by a power of two.
 //
@@ -27,6 +30,16 @@ static inline uint16_t load_u16(const uint8_t* bytes) {
 
 static inline uint32_t load_u32(const uint8_t* bytes) {
   return load_u16(bytes) | static_cast<uint32_t>(load_u16(bytes + 2)) << 16;
+}
+
+static inline void store_u16(uint16_t value, uint8_t* bytes) {
+  bytes[0] = static_cast<uint8_t>(value);
+  bytes[1] = static_cast<uint8_t>(value >> 8);
+}
+
+static inline void store_u32(uint32_t value, uint8_t* bytes) {
+  store_u16(static_cast<uint16_t>(value), bytes);
+  store_u16(static_cast<uint16_t>(value >> 16), bytes + 2);
 }
 
 static inline float load_f16(const uint8_t* bytes) { return f16_to_f32(load_u16(bytes)); }

@@ -9,6 +9,8 @@ struct BlockQ4_K {
   static constexpr int kWeights = 256;
   static constexpr int kGroup = 32;
   static constexpr bool kHasMin = true;
+  static constexpr int kMaxQ = 15;
+  static constexpr int kMaxScale = 63;
 
   uint8_t d[2];        // float16
   uint8_t dmin[2];     // float16
@@ -41,6 +43,29 @@ static inline void unpack(const BlockQ4_K& block, int8_t* q, float* scale, float
       const uint8_t byte = block.qs[pair * 32 + i];
       q[pair * 64 + i] = static_cast<int8_t>(byte & 0x0F);
       q[pair * 64 + 32 + i] = static_cast<int8_t>(byte >> 4);
+    }
+  }
+}
+
+// The inverse of unpack_scales_k. s and m [8] -> scales [12]
+static inline void pack_scales_k(const int* s, const int* m, uint8_t* scales) {
+  for (int i = 0; i < 4; ++i) {
+    scales[i] = static_cast<uint8_t>(s[i] | (s[4 + i] >> 4) << 6);
+    scales[4 + i] = static_cast<uint8_t>(m[i] | (m[4 + i] >> 4) << 6);
+    scales[8 + i] = static_cast<uint8_t>((s[4 + i] & 0x0F) | (m[4 + i] & 0x0F) << 4);
+  }
+}
+
+// s and m [8]
+static inline void pack(const int8_t* q, const int* s, const int* m, uint16_t d, uint16_t dmin,
+                        BlockQ4_K* block) {
+  store_u16(d, block->d);
+  store_u16(dmin, block->dmin);
+  pack_scales_k(s, m, block->scales);
+  for (int pair = 0; pair < 4; ++pair) {
+    const int8_t* run = q + pair * 64;
+    for (int i = 0; i < 32; ++i) {
+      block->qs[pair * 32 + i] = static_cast<uint8_t>(run[i] | run[32 + i] << 4);
     }
   }
 }

@@ -11,6 +11,8 @@ struct BlockQ5_K {
   static constexpr int kWeights = 256;
   static constexpr int kGroup = 32;
   static constexpr bool kHasMin = true;
+  static constexpr int kMaxQ = 31;
+  static constexpr int kMaxScale = 63;
 
   uint8_t d[2];        // float16
   uint8_t dmin[2];     // float16
@@ -30,6 +32,23 @@ static inline void unpack(const BlockQ5_K& block, int8_t* q, float* scale, float
       const int high = block.qh[i] >> pair * 2;
       q[pair * 64 + i] = static_cast<int8_t>((low & 0x0F) | (high & 1) << 4);
       q[pair * 64 + 32 + i] = static_cast<int8_t>(low >> 4 | (high & 2) << 3);
+    }
+  }
+}
+
+// s and m [8]
+static inline void pack(const int8_t* q, const int* s, const int* m, uint16_t d, uint16_t dmin,
+                        BlockQ5_K* block) {
+  *block = {};
+  store_u16(d, block->d);
+  store_u16(dmin, block->dmin);
+  pack_scales_k(s, m, block->scales);
+  for (int pair = 0; pair < 4; ++pair) {
+    const int8_t* run = q + pair * 64;
+    for (int i = 0; i < 32; ++i) {
+      const int high = run[i] >> 4 | run[32 + i] >> 4 << 1;
+      block->qs[pair * 32 + i] = static_cast<uint8_t>((run[i] & 0x0F) | (run[32 + i] & 0x0F) << 4);
+      block->qh[i] |= static_cast<uint8_t>(high << pair * 2);
     }
   }
 }

@@ -11,6 +11,8 @@ struct BlockQ8_0 {
   static constexpr int kWeights = 32;
   static constexpr int kGroup = 32;
   static constexpr bool kHasMin = false;
+  static constexpr int kMinQ = -127;
+  static constexpr int kMaxQ = 127;
 
   uint8_t d[2];  // float16
   int8_t qs[32];
@@ -20,6 +22,11 @@ static_assert(sizeof(BlockQ8_0) == 34);
 static inline void unpack(const BlockQ8_0& block, int8_t* q, float* scale) {
   scale[0] = load_f16(block.d);
   std::memcpy(q, block.qs, sizeof(block.qs));
+}
+
+static inline void pack(const int8_t* q, uint16_t d, BlockQ8_0* block) {
+  store_u16(d, block->d);
+  std::memcpy(block->qs, q, sizeof(block->qs));
 }
 
 }  // namespace lola

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 namespace lola {
 
@@ -57,6 +58,12 @@ struct QuantFormat {
   // blocks -> q [count * block_size], scale and min [count * block_size / group_size].
   // min is not written where has_min is false. Null for F32, F16, BF16.
   void (*unpack)(const uint8_t* blocks, int64_t count, int8_t* q, float* scale, float* min);
+
+  // weights [count * block_size], finite and within float16 unless the format is F32 or BF16 ->
+  // blocks, with the least squared error that a search finds. importance [count * block_size], the
+  // factor of each weight's error, is finite and not negative; null: all alike. Null for formats
+  // that this build only reads.
+  void (*encode)(const float* weights, const float* importance, int64_t count, uint8_t* blocks);
 };
 
 std::span<const QuantFormat> quant_formats();
@@ -66,5 +73,8 @@ const QuantFormat* find_quant_format(uint32_t type);
 
 // Throws UnsupportedError, naming the number.
 const QuantFormat& quant_format(QuantType type);
+
+// Throws UsageError, naming the formats.
+const QuantFormat& quant_format(const std::string& name);
 
 }  // namespace lola

@@ -52,6 +52,22 @@ class GgufWriter:
     def put_tensor(self, name: str, type: str, shape: Sequence[int], data: bytes) -> None: ...
     def write(self, path: str) -> None: ...
 
+def encode(
+    values: NDArray[np.float32],
+    type: str,
+    name: str,
+    importance: NDArray[np.float32] | None = None,
+    threads: int = 0,
+) -> NDArray[np.uint8]: ...
+def quantize_file(
+    source: GgufFile,
+    path: str,
+    plan: Sequence[tuple[str, str, NDArray[np.float32] | None]],
+    file_type: int,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> None: ...
+
 class Sampler:
     """Chooses tokens from logits; the same options, seed and history choose the same tokens on every machine."""
 
