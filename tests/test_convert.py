@@ -85,7 +85,7 @@ def test_the_converted_metadata_describes_the_model(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("f16", "F16"), ("bf16", "BF16"), ("q8_0", "Q8_0")])
-def test_matrices_are_encoded_as_gguf_quants_encodes_them_and_vectors_stay_float32(tmp_path, kind, name):
+def test_matrices_are_encoded_as_well_as_gguf_quants_does_and_vectors_stay_float32(tmp_path, kind, name):
     weights = write_folder(tmp_path / "hf", dtype=torch.bfloat16)
     convert_folder(tmp_path / "hf", tmp_path / "out.gguf", kind=kind)
     file = GgufFile(tmp_path / "out.gguf")
@@ -93,8 +93,14 @@ def test_matrices_are_encoded_as_gguf_quants_encodes_them_and_vectors_stay_float
     formats = {tensor: form for tensor, form, _, _ in file.tensors()}
     assert formats == {tensor: name if value.ndim > 1 else "F32" for tensor, value in wanted.items()}
     for tensor, value in wanted.items():
-        encoded = gguf.quants.quantize(value, gguf.GGMLQuantizationType[formats[tensor]])
-        np.testing.assert_array_equal(file.tensor_data(tensor), encoded.view(np.uint8).ravel(), err_msg=tensor)
+        form = gguf.GGMLQuantizationType[formats[tensor]]
+        encoded = gguf.quants.quantize(value, form)
+        if name == "Q8_0" and value.ndim > 1:  # a search finds scales that are better than the usual one
+            found = gguf.quants.dequantize(file.tensor_data(tensor).reshape(encoded.shape), form)
+            errors = [((values - value) ** 2).mean() for values in (found, gguf.quants.dequantize(encoded, form))]
+            assert 0.5 * errors[1] < errors[0] < errors[1]
+        else:
+            np.testing.assert_array_equal(file.tensor_data(tensor), encoded.view(np.uint8).ravel(), err_msg=tensor)
 
 
 def test_sharded_and_pytorch_folders_convert_to_the_same_file_as_one_safetensors_file(tmp_path):
@@ -280,7 +286,7 @@ def change_tensor(folder: Path, name: str, value: Any) -> None:
         ("model.norm.weight", torch.ones(3), "'model.norm.weight': found shape \\[3\\], wanted shape \\[64\\]"),
         ("model.layers.0.mlp.experts.0", torch.ones(3), "experts.0' is unknown"),
         ("model.norm.weight", torch.full((64,), torch.nan), "'output_norm.weight': found a NaN"),
-        ("lm_head.weight", torch.full((272, 64), 1e5), "F16 holds 65504: convert to bf16"),
+        ("lm_head.weight", torch.full((272, 64), 1e5), "wanted at most 65504, what F16 can hold: BF16 holds more"),
     ],
 )
 def test_weights_that_do_not_fit_the_configuration_are_named(tmp_path, name, value, message):

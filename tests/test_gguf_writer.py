@@ -125,7 +125,7 @@ def test_a_full_disk_is_a_device_error_and_the_older_file_stays(tmp_path: Path) 
         (lambda w: w.put_tensor("t", "F32", [-1, -1], bytes(4)), "wanted a shape"),
         (lambda w: w.put_tensor("t", "F32", [2**62, 4], b""), "wanted a shape"),
         (lambda w: w.put_tensor("t", "Q8_0", [48], bytes(51)), "wanted a shape"),
-        (lambda w: w.put_tensor("t", "I32", [1], bytes(4)), "tensor type: found 'I32'"),
+        (lambda w: w.put_tensor("t", "I32", [1], bytes(4)), "tensor format: found 'I32'"),
         (lambda w: [w.put_tensor("t", "F32", [1], bytes(4)) for _ in range(2)], "tensor 't': found it twice"),
     ],
 )

@@ -18,32 +18,36 @@ namespace lola {
 inline constexpr int kRefinements = 2;
 
 // The d whose multiples are nearest to the scales of the groups, each times its importance. Where
-// scales have a sign, the largest may stand at either end of the integers.
+// scales have a sign, the largest may stand at either end of the integers. Tiny scales want a large
+// d and small integers: float16 ends at 2^-24.
 template <int kGroups, int kMinS, int kMaxS>
-static float fit_multiples(const float* scales, const float* importance) {
+static uint16_t fit_multiples(const float* scales, const float* importance) {
   constexpr int kSteps = 16;
-  const float* largest = std::max_element(
+  constexpr int kHalvings = 7;
+  const float largest = *std::max_element(
       scales, scales + kGroups, [](float a, float b) { return std::fabs(a) < std::fabs(b); });
-  if (std::fabs(*largest) < kSmallestScale) return 0.0f;
-  float best_d = 0.0f;
+  uint16_t best = 0;
   float best_error = HUGE_VALF;
-  for (const int limit : {kMinS, kMaxS}) {
-    for (int step = 0; step < kSteps && limit != 0; ++step) {
-      const float d =
-          *largest / (static_cast<float>(limit) * (1.0f - 0.02f * static_cast<float>(step)));
-      float error = 0.0f;
-      for (int g = 0; g < kGroups; ++g) {
-        const float rest =
-            scales[g] - d * static_cast<float>(nearest_integer<kMinS, kMaxS>(scales[g] / d));
-        error += importance[g] * rest * rest;
-      }
-      if (error < best_error) {
-        best_error = error;
-        best_d = d;
-      }
+  const auto try_largest_as = [&](float integer) {
+    const uint16_t candidate = f32_to_f16(largest / integer);
+    const float d = f16_to_f32(candidate);
+    const float inverse = inverse_scale(d);
+    float error = 0.0f;
+    for (int g = 0; g < kGroups; ++g) {
+      const int multiple = nearest_integer<kMinS, kMaxS>(scales[g] * inverse);
+      const float rest = scales[g] - d * static_cast<float>(multiple);
+      error += importance[g] * rest * rest;
     }
+    if (!(error < best_error)) return;
+    best_error = error;
+    best = candidate;
+  };
+  for (const float limit : {static_cast<float>(kMaxS), static_cast<float>(kMinS)}) {
+    if (limit == 0.0f) continue;
+    for (int i = 0; i < kSteps; ++i) try_largest_as(limit * (1.0f - 0.02f * static_cast<float>(i)));
+    for (int i = 1; i < kHalvings; ++i) try_largest_as(std::ldexp(limit, -i));
   }
-  return best_d;
+  return best;
 }
 
 // A K block while it is fitted; Block says how its numbers are bounded.
@@ -70,18 +74,18 @@ class SuperBlock {
 
   void encode(Block* block) {
     start();
-    double error = fit_integers();
-    for (int round = 0; round < kRefinements; ++round) {
-      const SuperBlock before = *this;
-      refit();
-      const double now = fit_integers();
-      if (!(now < error)) {
-        *this = before;
-        break;
+    SuperBlock best = *this;
+    best.descend();
+    if constexpr (kMaxS < 32) {
+      // So few integers that their groups depend on each other: other places to start from.
+      for (const float factor : {0.95f, 1.05f}) {
+        SuperBlock other = *this;
+        other.set_d(d() * factor);
+        other.descend();
+        if (other.error_ < best.error_) best = other;
       }
-      error = now;
     }
-    write(block);
+    best.write(block);
   }
 
  private:
@@ -113,9 +117,9 @@ class SuperBlock {
       run_[g] = sum_run<Block::kGroup>(x(g), w(g));
       min_importance[g] = run_[g].one;
     }
-    set_d(fit_multiples<kGroups, kMinS, kMaxS>(scales, scale_importance));
+    d_ = fit_multiples<kGroups, kMinS, kMaxS>(scales, scale_importance);
     if constexpr (Block::kHasMin) {
-      set_dmin(fit_multiples<kGroups, 0, kMaxS>(mins, min_importance));
+      dmin_ = fit_multiples<kGroups, 0, kMaxS>(mins, min_importance);
     }
     for (int g = 0; g < kGroups; ++g) {
       s_[g] = nearest_integer<kMinS, kMaxS>(scales[g] * inverse_scale(d()));
@@ -123,22 +127,34 @@ class SuperBlock {
     }
   }
 
+  // Fits integers and d, dmin in turn.
+  void descend() {
+    fit_integers();
+    for (int round = 0; round < kRefinements; ++round) {
+      const SuperBlock before = *this;
+      refit();
+      fit_integers();
+      if (error_ < before.error_) continue;
+      *this = before;
+      return;
+    }
+  }
+
   void set_d(float d) { d_ = f32_to_f16(d); }
   void set_dmin(float dmin) { dmin_ = f32_to_f16(std::max(0.0f, dmin)); }
 
-  // Moves the integers of each group to neighbours that are better. Returns the block's error.
-  double fit_integers() {
-    double total = 0.0;
+  // Moves the integers of each group to neighbours that are better.
+  void fit_integers() {
+    error_ = 0.0;
     for (int g = 0; g < kGroups; ++g) {
       double least = HUGE_VAL;
       try_integers(g, s_[g], m_[g], &least);
       const int s = s_[g];
-      for (const int beside : {s - 1, s + 1}) try_integers(g, beside, m_[g], &least);
+      for (const int beside : {s - 1, s + 1, -s}) try_integers(g, beside, m_[g], &least);
       const int m = m_[g];
       for (const int beside : {m - 1, m + 1}) try_integers(g, s_[g], beside, &least);
-      total += least;
+      error_ += least;
     }
-    return total;
   }
 
   void try_integers(int group, int s, int m, double* least) {
@@ -195,6 +211,7 @@ class SuperBlock {
   uint16_t dmin_ = 0;
   int s_[kGroups] = {};
   int m_[kGroups] = {};
+  double error_ = 0.0;
   RunSums run_[kGroups];
   CodeSums sums_[kGroups];
 };

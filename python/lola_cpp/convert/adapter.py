@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
+from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError, encode
 from lola_cpp.convert.checkpoint import read_json
 from lola_cpp.convert.copying import text_of
 from lola_cpp.convert.layout import ARCHITECTURES, Heads, is_permuted, permute_rows
 from lola_cpp.convert.optional import require
-from lola_cpp.convert.output import OutputTensor, encode, write_gguf
+from lola_cpp.convert.output import OutputTensor, write_gguf
 
 Floats = npt.NDArray[np.float32]
 

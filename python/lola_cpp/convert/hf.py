@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lola_cpp._core import FormatError, UnsupportedError, UsageError
+from lola_cpp._core import FormatError, UnsupportedError, UsageError, encode
 from lola_cpp.convert.checkpoint import Checkpoint, StoredTensor, open_folder, read_json
 from lola_cpp.convert.layout import ARCHITECTURES, LAYER_NAMES, MODEL_NAMES, Heads, is_permuted, permute_rows
 from lola_cpp.convert.optional import require
-from lola_cpp.convert.output import OutputTensor, encode, write_gguf
+from lola_cpp.convert.output import OutputTensor, write_gguf
 from lola_cpp.convert.vocabulary import read_vocabulary
 
 # --type -> (tensor format, general.file_type)

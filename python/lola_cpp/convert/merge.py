@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError
+from lola_cpp._core import FormatError, GgufFile, UnsupportedError, UsageError, encode
 from lola_cpp.convert.adapter import Base, base_keys, read_base
 from lola_cpp.convert.copying import copied_tensor, copy_keys, text_of
 from lola_cpp.convert.optional import require
-from lola_cpp.convert.output import OutputTensor, encode, write_gguf
+from lola_cpp.convert.output import OutputTensor, write_gguf
 
-LORA_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}  # --lora-type -> tensor format
+# Formats that a matrix can be merged into; --lora-type is one in lower case.
+_LORA_FORMATS = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+LORA_TYPES = {name.lower(): name for name in _LORA_FORMATS}
 
 _ADAPTER_TENSOR = re.compile(r"blk\.\d+\.attn_(lola_(fq|fk|window|kappa)\.weight|(q|k|v|output)\.weight\.lora_[ab])")
 _LORA_ENDS = (".lora_a", ".lora_b")
@@ -32,8 +37,8 @@ def merge_adapter(
     """Writes base and adapter as one model of architecture lola-<base>, the LoRA merged into the base's matrices.
 
     Args:
-        lora_type: format of the matrices that the LoRA changes ("f32", "f16", "bf16" or "q8_0"). If not given they keep
-            theirs, which has to be one of these four.
+        lora_type: format of the matrices that the LoRA changes, one of LORA_TYPES. If not given they keep theirs,
+            which has to be one of these.
         progress: show a progress bar.
 
     Raises:

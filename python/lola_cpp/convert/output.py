@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lola_cpp._core import FormatError, UsageError
+from lola_cpp._core import UsageError
 from lola_cpp.convert.optional import require
-
-_F16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -39,24 +37,6 @@ def tensor_bytes(kind: str, shape: Sequence[int]) -> int:
     gguf = require("gguf")
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     return prod(shape) // int(block_size) * int(block_bytes)
-
-
-def encode(values: npt.NDArray[np.float32], kind: str, name: str) -> npt.NDArray[Any]:
-    """float32 [..., row] in the format `kind` (F32, F16, BF16 or Q8_0).
-
-    Raises:
-        FormatError: a value that is not finite, or does not fit into F16.
-    """
-    largest = float(np.abs(values).max(initial=0.0))
-    if not np.isfinite(largest):
-        raise FormatError(f"tensor '{name}': found a NaN or infinite value")
-    if kind == "F16" and largest > _F16_MAX:
-        raise FormatError(
-            f"tensor '{name}': found a value of size {largest:g}, F16 holds {_F16_MAX:g}: convert to bf16"
-        )
-    gguf = require("gguf")
-    encoded: npt.NDArray[Any] = gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType[kind])
-    return encoded
 
 
 def write_gguf(writer: Any, path: Path, tensors: Sequence[OutputTensor], *, progress: bool = False) -> None:
