@@ -285,7 +285,7 @@ def change_tensor(folder: Path, name: str, value: Any) -> None:
         ("lm_head.weight", None, "'lm_head.weight': found nothing"),
         ("model.norm.weight", torch.ones(3), "'model.norm.weight': found shape \\[3\\], wanted shape \\[64\\]"),
         ("model.layers.0.mlp.experts.0", torch.ones(3), "experts.0' is unknown"),
-        ("model.norm.weight", torch.full((64,), torch.nan), "'output_norm.weight': found a NaN"),
+        ("model.norm.weight", torch.full((64,), torch.nan), "'output_norm.weight': found nan"),
         ("lm_head.weight", torch.full((272, 64), 1e5), "wanted at most 65504, what F16 can hold: BF16 holds more"),
     ],
 )

@@ -121,7 +121,7 @@ PREFIX = "model.layers.1.self_attn."
         ("feature_map_q.mlp.layer", None, "layer 1: found .*, but no feature_map_q"),
         ("feature_map_q.mlp.layer", np.zeros((2, 16, 8)), r"layer 1: query feature map: found shape \[2, 16, 8\]"),
         ("feature_map_k.mlp.layer", np.zeros((4, 16, 9)), r"found shape \[4, 16, 9\], wanted \[4, 16, 8\]"),
-        ("feature_map_k.mlp.layer", np.full((4, 16, 8), np.nan), "'blk.1.attn_lola_fk.weight': found a NaN"),
+        ("feature_map_k.mlp.layer", np.full((4, 16, 8), np.nan), "'blk.1.attn_lola_fk.weight': found nan"),
         ("window_factors", np.zeros((1, 2, 1, 1)), "window_factors: found shape"),
         ("window_factors", np.full((1, 4, 1, 1), np.inf), "'blk.1.attn_lola_window.weight': found inf"),
         ("q_proj.lora_A.default.weight", None, "LoRA of q_proj: found only B"),
