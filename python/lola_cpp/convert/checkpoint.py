@@ -125,7 +125,7 @@ def _safetensors_entry(path: Path, name: str, entry: Any, start: int, file_size:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise FormatError(f"{where}: found shape {shape!r} and data_offsets {offsets!r}, wanted non-negative integers")
-    if dtype not in _SAFETENSORS_DTYPES:
+    if not isinstance(dtype, str) or dtype not in _SAFETENSORS_DTYPES:
         # Such a tensor may be one the conversion does not need, a position table for example.
         return StoredTensor(tuple(shape), _refuse(f"{where}: dtype {dtype!r} cannot be converted"))
     kind = np.dtype(_SAFETENSORS_DTYPES[dtype])
@@ -173,6 +173,11 @@ def _open_torch(path: Path) -> Checkpoint:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise FormatError(f"'{path}': entry {name!r}: found a {type(value).__name__}, wanted a tensor")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise FormatError(
+                f"'{path}': tensor '{name}': found shape {list(value.shape)} over "
+                f"{value.untyped_storage().nbytes()} bytes, wanted bytes for each of its numbers"
+            )
         tensors[name] = StoredTensor(tuple(value.shape), _torch_loader(value))
     return tensors
 
