@@ -25,6 +25,12 @@ static inline void importance_weights(const float* importance, int count, float*
   }
 }
 
+// A least-squares min may lie a little beyond the weights, and so beyond float16.
+static inline uint16_t finite_f16(float value) {
+  constexpr float kMaxF16 = 65504.0f;
+  return f32_to_f16(std::min(std::max(value, -kMaxF16), kMaxF16));
+}
+
 template <typename Block>
 static void encode_block(const float* x, const float* w, Block* block) {
   const Fit fit = fit_scale<Block::kWeights, Block::kMinQ, Block::kMaxQ>(x, w);
@@ -38,7 +44,7 @@ template <typename Block>
 static void encode_block_with_min(const float* x, const float* w, Block* block) {
   const Fit fit = fit_scale_min<Block::kWeights, Block::kMaxQ, false>(x, w);
   const uint16_t d = f32_to_f16(fit.at.scale);
-  const uint16_t m = f32_to_f16(-fit.at.min);
+  const uint16_t m = finite_f16(-fit.at.min);
   int8_t q[Block::kWeights];
   write_codes<Block::kWeights, 0, Block::kMaxQ>(x, {f16_to_f32(d), -f16_to_f32(m)}, q);
   pack(q, d, m, block);
