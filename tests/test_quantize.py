@@ -1,8 +1,7 @@
-"""Quantizing whole models: the formats of each tensor, what is kept, what is refused, and importance matrices."""
+"""Quantizing whole models: the formats of each tensor, what is kept, and what is refused."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 
 from lola_cpp import FormatError, LolaError, Model, UnsupportedError, UsageError, _core, quantize
-from lola_cpp.convert.importance import read_importance
 from lola_cpp.convert.merge import merge_adapter
 from lola_cpp.convert.mixtures import MIXTURES
 from lola_cpp.convert.quantize_cli import main
 from reference import tiny_gguf
 from reference.crafted_gguf import write_package_file
-from reference.gguf_tensors import tensors_of
+from reference.gguf_tensors import formats_of, tensors_of
 
 # Wide enough for blocks of 256, with the sixteen layers that the mixtures' rules tell apart.
 CONFIG = tiny_gguf.tiny(layers=16, heads=4, kv_heads=1, hidden=256, ffn=256, head_dim=64)
@@ -37,38 +35,6 @@ def deep_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "deep.gguf"
     tiny_gguf.write_model(path, CONFIG, tiny_gguf.random_weights(CONFIG), tensor_format="F16")
     return path
-
-
-def formats(path: Path) -> dict[str, str]:
-    return {name: kind for name, kind, *_ in _core.GgufFile(path).tensors()}
-
-
-def columns(path: Path) -> dict[str, int]:
-    """Tensor -> columns, of the tensors that the imatrix tool measures."""
-    rows = _core.GgufFile(path).tensors()
-    return {name: shape[-1] for name, _, shape, _ in rows if name.startswith("blk.") and len(shape) == 2}
-
-
-def write_imatrix(path: Path, values: dict[str, np.ndarray], *, count: int = 4) -> None:
-    def fill(writer: gguf.GGUFWriter) -> None:
-        for name, importance in values.items():
-            writer.add_tensor(f"{name}.in_sum2", (importance * count).astype(np.float32)[None])
-            writer.add_tensor(f"{name}.counts", np.full((1, 1), count, np.float32))
-
-    write_package_file(path, fill)
-
-
-def write_dat(path: Path, values: dict[str, np.ndarray], *, calls: int = 4) -> None:
-    data = struct.pack("<i", len(values))
-    for name, importance in values.items():
-        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, importance.size)
-        data += (importance * calls).astype("<f4").tobytes()
-    path.write_bytes(data)
-
-
-def random_importance(path: Path) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {name: np.exp(rng.standard_normal(size)).astype(np.float32) for name, size in columns(path).items()}
 
 
 # --- Mixtures ---
@@ -91,7 +57,7 @@ def test_a_mixture_gives_each_layer_the_format_llama_cpp_gives_it(
     mixture: str, deep_source: Path, tmp_path: Path
 ) -> None:
     quantize(deep_source, tmp_path / "out.gguf", mixture)
-    found = formats(tmp_path / "out.gguf")
+    found = formats_of(tmp_path / "out.gguf")
     for part, expected in FACTS[mixture].items():
         for layer in range(16):
             wanted = next((kind for kind, layers in expected.items() if layer in layers), None)
@@ -108,7 +74,7 @@ def test_a_tied_embedding_gets_the_format_of_an_output(tmp_path: Path) -> None:
     tiny_gguf.write_model(tmp_path / "in.gguf", config, tiny_gguf.random_weights(config))
     for mixture, wanted in (("Q4_K_S", "Q6_K"), ("Q8_0", "Q8_0"), ("F16", "F16")):
         quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", mixture)
-        assert formats(tmp_path / "out.gguf")["token_embd.weight"] == wanted
+        assert formats_of(tmp_path / "out.gguf")["token_embd.weight"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -125,7 +91,7 @@ def test_rows_of_odd_width_fall_back_as_llama_cpp_does(hidden: int, mixture: str
     config = tiny_gguf.tiny(layers=1, hidden=hidden)
     tiny_gguf.write_model(tmp_path / "in.gguf", config, tiny_gguf.random_weights(config))
     quantize(tmp_path / "in.gguf", tmp_path / "out.gguf", mixture)
-    found = formats(tmp_path / "out.gguf")
+    found = formats_of(tmp_path / "out.gguf")
     assert found["blk.0.attn_q.weight"] == found["token_embd.weight"] == wanted
     assert found["output.weight"] == ("F16" if hidden == 72 else "Q8_0")
     assert Model(tmp_path / "out.gguf").info.layers == 1
@@ -134,7 +100,7 @@ def test_rows_of_odd_width_fall_back_as_llama_cpp_does(hidden: int, mixture: str
 def test_overrides_choose_formats_by_name(source: Path, tmp_path: Path) -> None:
     overrides = {r"attn_[kv]\.": "Q8_0", "output.weight": "F16"}
     quantize(source, tmp_path / "out.gguf", "Q4_K_M", overrides=overrides)
-    found = formats(tmp_path / "out.gguf")
+    found = formats_of(tmp_path / "out.gguf")
     assert found["blk.0.attn_k.weight"] == found["blk.0.attn_v.weight"] == "Q8_0"
     assert (found["output.weight"], found["blk.0.attn_q.weight"]) == ("F16", "Q4_K")
 
@@ -273,7 +239,7 @@ def test_a_quantized_source_is_quantized_again_only_on_request(source: Path, tmp
     with pytest.raises(UsageError, match=r"found Q8_0, wanted one of F32, F16, BF16: .* \(allow_requantize\)"):
         quantize(tmp_path / "q8.gguf", tmp_path / "q4.gguf", "Q4_K_M")
     quantize(tmp_path / "q8.gguf", tmp_path / "q4.gguf", "Q4_K_M", allow_requantize=True)
-    assert formats(tmp_path / "q4.gguf")["blk.0.attn_q.weight"] == "Q4_K"
+    assert formats_of(tmp_path / "q4.gguf")["blk.0.attn_q.weight"] == "Q4_K"
 
 
 def test_a_model_that_does_not_run_here_is_refused(tmp_path: Path) -> None:
@@ -288,105 +254,6 @@ def test_a_model_that_does_not_run_here_is_refused(tmp_path: Path) -> None:
         quantize(tmp_path / "other.gguf", tmp_path / "out.gguf", "Q8_0")
 
 
-# --- Importance matrices ---
-
-
-@pytest.mark.parametrize("write", [write_imatrix, write_dat], ids=["gguf", "dat"])
-def test_both_formats_of_importance_matrices_give_the_mean_squares(
-    write: Callable[[Path, dict[str, np.ndarray]], None], source: Path, tmp_path: Path
-) -> None:
-    wanted = random_importance(source)
-    write(tmp_path / "imatrix", wanted)
-    found = read_importance(tmp_path / "imatrix")
-    assert list(found) == list(wanted)
-    for name, values in wanted.items():
-        np.testing.assert_allclose(found[name].ravel(), values, rtol=1e-6)
-
-
-@pytest.mark.parametrize("write", [write_imatrix, write_dat], ids=["gguf", "dat"])
-def test_importance_lowers_the_error_it_measures(
-    write: Callable[[Path, dict[str, np.ndarray]], None], source: Path, tmp_path: Path
-) -> None:
-    importance = random_importance(source)
-    write(tmp_path / "imatrix", importance)
-    quantize(source, tmp_path / "without.gguf", "Q4_K_M")
-    quantize(source, tmp_path / "with.gguf", "Q4_K_M", importance=tmp_path / "imatrix")
-    weights = tensors_of(source)
-    errors = [
-        sum(float((factors * (tensors[name] - weights[name]) ** 2).sum()) for name, factors in importance.items())
-        for tensors in (tensors_of(tmp_path / "with.gguf"), tensors_of(tmp_path / "without.gguf"))
-    ]
-    assert errors[0] < 0.95 * errors[1]
-
-
-def test_an_importance_matrix_allows_two_bits_and_changes_the_first_layers_of_old_formats(
-    deep_source: Path, tmp_path: Path
-) -> None:
-    write_imatrix(tmp_path / "imatrix", random_importance(deep_source))
-    quantize(deep_source, tmp_path / "q2.gguf", "Q2_K_S", importance=tmp_path / "imatrix")
-    quantize(deep_source, tmp_path / "q4.gguf", "Q4_0", importance=tmp_path / "imatrix")
-    two_bits, old = formats(tmp_path / "q2.gguf"), formats(tmp_path / "q4.gguf")
-    assert [two_bits[f"blk.{layer}.ffn_down.weight"] for layer in (0, 1, 2)] == ["Q4_K", "Q4_K", "Q2_K"]
-    assert [old[f"blk.{layer}.ffn_down.weight"] for layer in (0, 1, 2)] == ["Q4_1", "Q4_1", "Q4_0"]
-
-
-def test_an_importance_matrix_of_another_model_is_refused(source: Path, tmp_path: Path) -> None:
-    importance = random_importance(source)
-    write_imatrix(tmp_path / "few", {"blk.0.attn_q.weight": importance["blk.0.attn_q.weight"]})
-    with pytest.raises(UsageError, match=r"found no importance of tensor 'blk\.0\.attn_k\.weight'"):
-        quantize(source, tmp_path / "out.gguf", "Q4_K_M", importance=tmp_path / "few")
-    write_dat(tmp_path / "short", importance | {"blk.0.attn_q.weight": np.ones(3, np.float32)})
-    with pytest.raises(
-        FormatError, match=r"importance of tensor 'blk\.0\.attn_q\.weight': found 3 numbers, wanted 256"
-    ):
-        quantize(source, tmp_path / "out.gguf", "Q4_K_M", importance=tmp_path / "short")
-
-
-def test_an_importance_matrix_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    for write in (write_imatrix, write_dat):
-        write(tmp_path / "whole", {"a": np.ones(3, np.float32), "b": np.ones(2, np.float32)})
-        data = (tmp_path / "whole").read_bytes()
-        for length in range(len(data.rstrip(b"\0"))):
-            (tmp_path / "cut").write_bytes(data[:length])
-            with pytest.raises(FormatError, match="cut"):
-                read_importance(tmp_path / "cut")
-
-
-@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-def test_an_importance_that_is_no_mean_square_is_refused(value: float, tmp_path: Path) -> None:
-    for write in (write_imatrix, write_dat):
-        write(tmp_path / "bad", {"a": np.array([1.0, value], np.float32)})
-        with pytest.raises(FormatError, match="importance of 'a': found a number below 0 or not finite"):
-            read_importance(tmp_path / "bad")
-
-
-@pytest.mark.parametrize("lie", [0, -1, 2**31 - 1])
-def test_counts_that_lie_are_refused_before_memory_is_taken(lie: int, tmp_path: Path) -> None:
-    write_dat(tmp_path / "good", {"a": np.ones(2, np.float32)})
-    data = (tmp_path / "good").read_bytes()
-    for at in (0, 4, 13):  # entries, bytes of the name, numbers
-        (tmp_path / "bad").write_bytes(data[:at] + struct.pack("<i", lie) + data[at + 4 :])
-        with pytest.raises(FormatError, match=f"found {lie} "):
-            read_importance(tmp_path / "bad")
-
-
-def test_a_gguf_without_sums_or_with_experts_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"found no tensor that ends in '\.in_sum2'"):
-        read_importance(source)
-
-    def without_counts(writer: gguf.GGUFWriter) -> None:
-        writer.add_tensor("a.in_sum2", np.ones((1, 4), np.float32))
-
-    def with_experts(writer: gguf.GGUFWriter) -> None:
-        writer.add_tensor("a.in_sum2", np.ones((2, 4), np.float32))
-        writer.add_tensor("a.counts", np.ones((2, 1), np.float32))
-
-    for fill, wanted in ((without_counts, r"without 'a\.counts'"), (with_experts, "found 2 numbers, wanted 1")):
-        write_package_file(tmp_path / "bad", fill)
-        with pytest.raises(FormatError, match=wanted):
-            read_importance(tmp_path / "bad")
-
-
 # --- Command line ---
 
 
@@ -395,7 +262,7 @@ def test_the_command_line_quantizes_and_reports_errors(
 ) -> None:
     out = tmp_path / "out.gguf"
     assert main([str(source), "q4_k_m", "-o", str(out), "--tensor-type", "attn_v=q8_0", "--threads", "1"]) == 0
-    assert formats(out)["blk.0.attn_v.weight"] == "Q8_0"
+    assert formats_of(out)["blk.0.attn_v.weight"] == "Q8_0"
     assert main([str(source), "q4", "-o", str(out)]) == 1
     assert "error: mixture: found 'Q4'" in capsys.readouterr().err
     assert main([str(tmp_path / "absent.gguf"), "q8_0", "-o", str(out)]) == 1

@@ -5,7 +5,7 @@
 //   unpack(block, q, scale)  or, where kHasMin,  unpack(block, q, scale, min)
 // that writes the integer form (quant_table.h) of one block. A format that can be written has its
 // inverse beside it, pack(q, [s, [m,]] d, [dmin,] block), with d and dmin as float16 bits, and the
-// ranges of its numbers, kMinQ (0 where kHasMin) to kMaxQ; which numbers to write is found in
+// ranges of its numbers, kMinQ to kMaxQ; which numbers to write is found in
 // encode/. Decoding is the formula of the integer
 // form in float32: for every format these are the very operations of gguf.quants, or exact
 // multiples of them by a power of two.

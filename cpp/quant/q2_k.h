@@ -9,7 +9,9 @@ struct BlockQ2_K {
   static constexpr int kWeights = 256;
   static constexpr int kGroup = 16;
   static constexpr bool kHasMin = true;
+  static constexpr int kMinQ = 0;
   static constexpr int kMaxQ = 3;
+  static constexpr int kMinScale = 0;
   static constexpr int kMaxScale = 15;
 
   uint8_t scales[16];  // byte g: s of group g low, m high

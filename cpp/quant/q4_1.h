@@ -9,6 +9,7 @@ struct BlockQ4_1 {
   static constexpr int kWeights = 32;
   static constexpr int kGroup = 32;
   static constexpr bool kHasMin = true;
+  static constexpr int kMinQ = 0;
   static constexpr int kMaxQ = 15;
 
   uint8_t d[2];    // float16

@@ -11,7 +11,9 @@ struct BlockQ5_K {
   static constexpr int kWeights = 256;
   static constexpr int kGroup = 32;
   static constexpr bool kHasMin = true;
+  static constexpr int kMinQ = 0;
   static constexpr int kMaxQ = 31;
+  static constexpr int kMinScale = 0;
   static constexpr int kMaxScale = 63;
 
   uint8_t d[2];        // float16

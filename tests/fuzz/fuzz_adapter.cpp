@@ -2,36 +2,18 @@
 // tokens.
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "input_file.h"
-#include "models/batch.h"
 #include "models/model.h"
-#include "models/session.h"
-
-namespace {
-
-constexpr int64_t kMaxSessionBytes = int64_t{1} << 20;  // a file may ask for any window
-
-void advance(const std::shared_ptr<const lola::Model>& model) {
-  const lola::SessionConfig config{model->attention().defaults, 16};
-  if (lola::SessionLayout(*model, config).bytes() > kMaxSessionBytes) return;
-  lola::Session session(model, config);
-  const std::vector<int32_t> tokens = {5, 6, 7, 8, 5, 6, 7, 8, 9};
-  const lola::Advance item{&session, tokens};
-  lola::advance_batch({&item, 1}, {});
-  if (session.position() != static_cast<int64_t>(tokens.size())) __builtin_trap();
-}
-
-}  // namespace
+#include "use_model.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string model = std::string(LOLA_FUZZ_DATA) + "/tiny_model.gguf";
   try {
-    advance(lola::Model::load(model, {lola_fuzz::input_file(data, size), "cpu", 1}));
+    lola_fuzz::use_model(lola::Model::load(model, {lola_fuzz::input_file(data, size), "cpu", 1}),
+                         {5, 6, 7, 8, 5, 6, 7, 8, 9});
   } catch (const lola::Error&) {
   }
   return 0;

@@ -21,6 +21,11 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
     return decoded
 
 
+def formats_of(path: Path) -> dict[str, str]:
+    """The format of each tensor of a GGUF file."""
+    return {name: kind for name, kind, *_ in GgufFile(path).tensors()}
+
+
 def expected_tensors(config: tiny_gguf.TinyConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights under GGUF names, Q and K permuted by the formula of the reference."""
     expected = {}

@@ -55,18 +55,8 @@ template <typename Block>
 class SuperBlock {
  public:
   static constexpr int kGroups = Block::kWeights / Block::kGroup;
-  static constexpr int kMinQ = [] {
-    if constexpr (Block::kHasMin)
-      return 0;
-    else
-      return Block::kMinQ;
-  }();
-  static constexpr int kMinS = [] {
-    if constexpr (Block::kHasMin)
-      return 0;
-    else
-      return Block::kMinScale;
-  }();
+  static constexpr int kMinQ = Block::kMinQ;
+  static constexpr int kMinS = Block::kMinScale;
   static constexpr int kMaxS = Block::kMaxScale;
   static constexpr int kMaxM = Block::kHasMin ? Block::kMaxScale : 0;
 
