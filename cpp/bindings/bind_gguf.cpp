@@ -209,7 +209,8 @@ void bind_writer(py::module_& module) {
           [](GgufWriter& writer, std::string name, const std::string& type,
              const std::vector<int64_t>& shape, const py::bytes& data) {
             const std::string_view view = data;
-            writer.put_tensor(std::move(name), quant_format(type).type, shape, view.data(), view.size());
+            writer.put_tensor(std::move(name), quant_format(type).type, shape, view.data(),
+                              view.size());
           },
           py::keep_alive<1, 5>(), py::arg("name"), py::arg("type"), py::arg("shape"),
           py::arg("data"), "shape is slowest dimension first.")
