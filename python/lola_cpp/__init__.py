@@ -8,19 +8,29 @@ Batch      several sessions advanced in one pass over the weights
 from ._core import DeviceError, FormatError, LolaError, Sampler, UnsupportedError, UsageError, __version__
 from .batch import Batch
 from .generation import Token
+from .grammar import Constraint, Grammar
 from .model import Model, ModelInfo
-from .session import Session
+from .prefix_store import PrefixStore
+from .session import Session, Snapshot
+from .session_pool import SessionPool
+from .token_stream import TokenStream
 
 __all__ = [
     "Batch",
+    "Constraint",
     "DeviceError",
     "FormatError",
+    "Grammar",
     "LolaError",
     "Model",
     "ModelInfo",
+    "PrefixStore",
     "Sampler",
     "Session",
+    "SessionPool",
+    "Snapshot",
     "Token",
+    "TokenStream",
     "UnsupportedError",
     "UsageError",
     "__version__",
