@@ -7,6 +7,8 @@ Batch      several sessions advanced in one pass over the weights
 
 from ._core import DeviceError, FormatError, LolaError, Sampler, UnsupportedError, UsageError, __version__
 from .batch import Batch
+from .chat import Chat, Reply, ReplyPart
+from .chat_template import ChatTemplate
 from .generation import Token
 from .grammar import Constraint, Grammar
 from .model import Model, ModelInfo
@@ -17,6 +19,8 @@ from .token_stream import TokenStream
 
 __all__ = [
     "Batch",
+    "Chat",
+    "ChatTemplate",
     "Constraint",
     "DeviceError",
     "FormatError",
@@ -25,6 +29,8 @@ __all__ = [
     "Model",
     "ModelInfo",
     "PrefixStore",
+    "Reply",
+    "ReplyPart",
     "Sampler",
     "Session",
     "SessionPool",

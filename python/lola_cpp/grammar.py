@@ -133,7 +133,8 @@ def _compiled(grammar: Grammar) -> str:
     matcher = llguidance.LLMatcher
     compilers = {
         "gbnf": lambda source: matcher.grammar_from_lark(gbnf_to_lark(source)),
-        "json_schema": matcher.grammar_from_json_schema,
+        # A model may go on with white space for ever where any is allowed.
+        "json_schema": lambda source: matcher.grammar_from_json_schema(source, {"whitespace_flexible": False}),
         "lark": matcher.grammar_from_lark,
         "regex": matcher.grammar_from_regex,
     }
