@@ -13,12 +13,14 @@ from .generation import Token
 from .grammar import Constraint, Grammar
 from .model import Model, ModelInfo
 from .prefix_store import PrefixStore
+from .scheduler import BusyError, Request, Scheduler
 from .session import Session, Snapshot
 from .session_pool import SessionPool
 from .token_stream import TokenStream
 
 __all__ = [
     "Batch",
+    "BusyError",
     "Chat",
     "ChatTemplate",
     "Constraint",
@@ -31,7 +33,9 @@ __all__ = [
     "PrefixStore",
     "Reply",
     "ReplyPart",
+    "Request",
     "Sampler",
+    "Scheduler",
     "Session",
     "SessionPool",
     "Snapshot",

@@ -50,8 +50,12 @@ class Batch:
     ) -> Generation:
         """Lets a session join at the next step; arguments as in Session.generate."""
         generation = session.start(prompt, **options)
-        self._generations.append(generation)
+        self.join(generation)
         return generation
+
+    def join(self, generation: Generation) -> None:
+        """Lets a generation that was started (or was removed) take part."""
+        self._generations.append(generation)
 
     def remove(self, session: Session) -> None:
         """Lets a session leave; it stays usable where it is."""
@@ -65,12 +69,16 @@ class Batch:
 
         Those that finish leave. The list is empty while all that take part still read their prompts.
         """
+        tokens = [(g.session, g.sample()) for g in self.advance(progress=progress)]
+        self._generations = [g for g in self._generations if not g.finished]
+        return tokens
+
+    def advance(self, *, progress: Progress | None = None) -> list[Generation]:
+        """The first half of a step: one pass. Returns those whose next token can be sampled."""
         self._generations = [g for g in self._generations if not g.finished]
         chosen = self._choose()
         advance([g.session for g in chosen], progress, chunk=self._chunk)
-        tokens = [(g.session, g.sample()) for g in chosen if not g.session.pending]
-        self._generations = [g for g in self._generations if not g.finished]
-        return tokens
+        return [g for g in chosen if not g.session.pending]
 
     def _choose(self) -> list[Generation]:
         """Who takes part in the next step; the others move to the front."""
