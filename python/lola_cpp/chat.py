@@ -134,7 +134,7 @@ class Chat:
         """
         self._keep_reply()
         self.messages.append({"role": "user", "content": content} if isinstance(content, str) else content)
-        prompt = encode_chat(self.model, self.template.render(self.messages, tools=self.tools))
+        prompt = encode_chat(self.model, self.template, self.template.render(self.messages, tools=self.tools))
         stop = options.get("stop", ())
         options["stop"] = [*([stop] if isinstance(stop, str) else stop), *self.template.stop]
         if tool_choice is not None:
@@ -150,11 +150,12 @@ class Chat:
             self._reply = None
 
 
-def encode_chat(model: Model, text: str) -> list[int]:
-    """Tokens of a rendered conversation; begin-of-text is added where the template did not write it."""
+def encode_chat(model: Model, template: ChatTemplate, text: str) -> list[int]:
+    """Tokens of a rendered conversation; begin-of-text is added where the template leaves it to others."""
     tokenizer = model.tokenizer
     bos = "" if tokenizer.bos_id is None else tokenizer.id_to_token(tokenizer.bos_id)
-    return tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
+    written = bool(bos) and text.startswith(bos)
+    return tokenizer.encode(text, add_special=not (template.complete or written))
 
 
 def go_to_prefix(session: Session, prompt: Sequence[int]) -> list[int]:

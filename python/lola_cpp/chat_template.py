@@ -42,6 +42,7 @@ class ChatTemplate:
     source  Jinja text
     name    for messages of errors
     stop    strings that end the model's turn besides its end-of-text tokens
+    complete  it writes begin-of-text itself where the model wants it, as templates of Hugging Face's format do
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ChatTemplate:
         eos_token: str = "",
         name: str = "chat template",
         stop: Sequence[str] = (),
+        complete: bool = True,
     ) -> None:
         """FormatError where the source is no template."""
         import minijinja
@@ -59,6 +61,7 @@ class ChatTemplate:
         self.source = source
         self.name = name
         self.stop = tuple(stop)
+        self.complete = complete
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._environment = _environment(source)
@@ -74,15 +77,12 @@ class ChatTemplate:
         tokenizer, file = model.tokenizer, model._core.file
         key = "tokenizer.chat_template" + ("" if name is None else f".{name}")
         source = file.find_string(key)
-        tokens = {
-            f"{kind}_token": "" if token is None else tokenizer.id_to_token(token)
-            for kind, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
-        }
+        bos, eos = ("" if i is None else tokenizer.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
         if source is not None:
-            return cls(source.decode(errors="replace"), name=key, **tokens)
+            return cls(source.decode(errors="replace"), bos_token=bos, eos_token=eos, name=key)
         if name in _NAMED:
             text = resources.files(__package__).joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
-            return cls(text, name=name, stop=_NAMED[name], **tokens)
+            return cls(text, bos_token=bos, eos_token=eos, name=name, stop=_NAMED[name], complete=False)
         wanted = f"one of {', '.join(_NAMED)}"
         if name is None:
             raise _core.UsageError(f"chat: the model's file has no {key}; name a template: {wanted}")
