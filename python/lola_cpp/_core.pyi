@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .options import SessionOptions
 
 __version__: str
+compiler: str
 testing: ModuleType
 
 class LolaError(Exception): ...

@@ -144,6 +144,12 @@ class Chat:
         self._reply = Reply(stream, has_tools=bool(self.tools))
         return self._reply
 
+    def undo(self) -> None:
+        """Takes the last turn of the user, and the answer to it, back."""
+        self._keep_reply()
+        users = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        del self.messages[users[-1] if users else len(self.messages) :]
+
     def _keep_reply(self) -> None:
         if self._reply is not None:
             self.messages.append(self._reply.message())
