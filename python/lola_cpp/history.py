@@ -44,6 +44,10 @@ class History:
     def end(self) -> int:
         return self.start + len(self._tokens)
 
+    @property
+    def copy_bytes(self) -> int:
+        return sum(copy.core.memory_bytes for copy in self._copies)
+
     def tokens(self, begin: int, end: int) -> list[int]:
         """Token ids of the positions [begin, end)."""
         return self._tokens[begin - self.start : end - self.start].tolist()

@@ -61,6 +61,11 @@ class Session:
         return self._core.memory_bytes
 
     @property
+    def history_bytes(self) -> int:
+        """Bytes of the copies kept for rewinding; a fork shares those from before it."""
+        return 0 if self._history is None else self._history.copy_bytes
+
+    @property
     def config(self) -> SessionOptions:
         return self._core.config
 

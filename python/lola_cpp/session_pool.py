@@ -33,7 +33,7 @@ class SessionPool:
     After a restart a name finds its session as its last save left it. The folder belongs to one process at a time;
     threads may share the pool.
 
-    memory_bytes  of idle sessions kept in memory
+    memory_bytes  of idle sessions kept in memory, with the copies of their histories
     durable       True: a session is saved whenever its use ends, so that a killed process loses nothing but what runs
     options       of new sessions; see SessionOptions
 
@@ -113,9 +113,9 @@ class SessionPool:
 
     @property
     def idle_bytes(self) -> int:
-        """Memory of the idle sessions."""
+        """Memory of the idle sessions, with the copies of their histories."""
         with self._changed:
-            return sum(session.memory_bytes for session in self._idle.values())
+            return sum(session.memory_bytes + session.history_bytes for session in self._idle.values())
 
     def _path(self, name: str) -> Path:
         return self.folder / (hashlib.sha256(name.encode()).hexdigest()[:40] + ".state")
