@@ -102,8 +102,7 @@ class ChatTemplate:
         tools      descriptions of functions, for templates that know them
         variables  further ones that a template reads (enable_thinking, say)
 
-        UsageError with the template's own words where it refuses the conversation; FormatError where it fails: it needs
-        what is not there, or does not end.
+        UsageError with the template's own words where it refuses the conversation; FormatError where it fails.
         """
         import minijinja
 

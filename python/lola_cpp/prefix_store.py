@@ -9,6 +9,7 @@ import re
 import time
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ class PrefixStore:
             except FileNotFoundError:
                 continue
             except (_core.FormatError, _core.UnsupportedError):
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             if session.position == length:
                 return session
@@ -121,13 +122,13 @@ class PrefixStore:
         """Removes the least recently used. A process that is loading one has it open and is not disturbed."""
         for path, _, last_used in _files(self.folder, "*.tmp"):
             if last_used < time.time() - _STALE_SECONDS:
-                path.unlink(missing_ok=True)
+                _remove(path)
         files = _files(self.folder, "*.state")
         total = sum(size for _, size, _ in files)
         for path, size, _ in sorted(files, key=lambda file: file[2]):
             if total <= self.max_bytes:
                 return
-            path.unlink(missing_ok=True)
+            _remove(path)
             total -= size
 
     def _lengths(self, family: str) -> Iterator[int]:
@@ -165,6 +166,12 @@ def _digests(tokens: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[in
         hasher.update(array("q", tokens[begin:length]).tobytes())
         begin = length
         yield length, hasher.hexdigest()[:40]
+
+
+def _remove(path: Path) -> None:
+    """Unless another process was quicker, or has it open on a system that then refuses."""
+    with suppress(FileNotFoundError, PermissionError):
+        path.unlink()
 
 
 def _files(folder: Path, pattern: str) -> list[tuple[Path, int, float]]:

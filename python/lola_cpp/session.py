@@ -213,7 +213,8 @@ class Session:
         session = cls(model, core, rewind_budget=rewind_budget)
         try:
             fields = json.loads(extra)
-            pending, sampler, constraint = fields["pending"], fields["sampler"], fields["constraint"]
+            pending, sampler = fields["pending"], fields["sampler"]
+            constraint = fields.get("constraint")  # files of version 0.1.0 have none
             if not all(type(token) is int and 0 <= token < model.info.vocabulary for token in pending):
                 raise ValueError("pending: wanted a list of token ids")
             session.pending = list(pending)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..inspection import PLACES, inspect
-from .shared import add_model_options, add_session_options, bar, load_model, session_options
+from .shared import add_model_options, add_session_options, add_text_options, bar, load_model, session_options, text_of
 
 if TYPE_CHECKING:
     from .shared import Subcommands
@@ -19,17 +19,14 @@ def add(commands: Subcommands) -> None:
     parser = commands.add_parser("inspect", help="show in which memory each token of a text sits")
     add_model_options(parser)
     add_session_options(parser)
-    text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("-p", "--prompt", help="the text")
-    text.add_argument("-f", "--file", type=Path, help="a file with the text")
+    add_text_options(parser)
     parser.add_argument("--html", type=Path, help="write a page with a heat map for each layer and head")
     parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     model = load_model(options)
-    text = options.prompt if options.prompt is not None else options.file.read_text(encoding="utf-8")
-    tokens = model.tokenize(text)
+    tokens = model.tokenize(text_of(options))
     with bar(len(tokens), "reading") as progress:
         found = inspect(
             model, tokens, progress=lambda done: progress.update(done - progress.n) and None, **session_options(options)

@@ -8,7 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .shared import add_model_options, add_session_options, load_model, megabytes, read, session_options
+from .shared import (
+    add_model_options,
+    add_session_options,
+    add_text_options,
+    load_model,
+    megabytes,
+    read,
+    session_options,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from .shared import Subcommands
@@ -18,9 +27,7 @@ def add(commands: Subcommands) -> None:
     run = commands.add_parser("run", help="stream a continuation of a prompt")
     add_model_options(run)
     add_session_options(run)
-    prompt = run.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("-p", "--prompt", help="the text to continue")
-    prompt.add_argument("-f", "--file", type=Path, help="a file with the text to continue; - is standard input")
+    add_text_options(run)
     run.add_argument("-n", "--max-tokens", type=int, default=256)
     run.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     run.add_argument("--top-k", type=int, default=0)
@@ -40,10 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         session = model.load_session(options.load)
     else:
         session = model.session(**session_options(options))
-    text = options.prompt
-    if text is None:
-        text = sys.stdin.read() if str(options.file) == "-" else options.file.read_text(encoding="utf-8")
-    tokens = model.tokenize(text, add_special=session.position == 0)
+    tokens = model.tokenize(text_of(options), add_special=session.position == 0)
     read_seconds = read(session, tokens)
     begin, count = time.perf_counter(), 0
     for token in session.generate(

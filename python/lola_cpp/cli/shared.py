@@ -39,6 +39,18 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context-length", type=int, help="tokens that softmax layers hold")
 
 
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("-p", "--prompt", help="the text")
+    text.add_argument("-f", "--file", type=Path, help="a file with the text; - is standard input")
+
+
+def text_of(options: argparse.Namespace) -> str:
+    if options.prompt is not None:
+        return str(options.prompt)
+    return sys.stdin.read() if str(options.file) == "-" else str(options.file.read_text(encoding="utf-8"))
+
+
 def load_model(options: argparse.Namespace) -> Model:
     if options.model is None:
         return Model.default(threads=options.threads)
