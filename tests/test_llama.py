@@ -17,7 +17,7 @@ import pytest
 from lola_cpp import Model, UnsupportedError, UsageError
 from lola_cpp.llama import Llama, LlamaGrammar, MinTokensLogitsProcessor, install_as_llama_cpp
 from lola_cpp.llama.completion import PartReader, Step
-from reference import llama_calls, tiny_gguf
+from reference import llama_calls
 
 DEFAULT = Model.default(threads=1)
 ADAPTER = DEFAULT.path.replace("tiny.gguf", "tiny-lola.gguf")
@@ -48,7 +48,10 @@ def with_template(path: Path) -> str:
     writer.add_string("tokenizer.chat_template", TEMPLATE)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    tiny_gguf.finish(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return str(path)
 
 

@@ -28,11 +28,6 @@ def prompt_of(model: Model, seed: int) -> list[int]:
     return [rng.randrange(2, model.info.vocabulary) for _ in range(rng.choice([1, 3, 40, 300]))]
 
 
-def alone(model: Model, seed: int, count: int) -> list[int]:
-    stream = model.session().generate(prompt_of(model, seed), max_tokens=count, seed=seed, **SAMPLING)
-    return [token.id for token in stream]
-
-
 BIT_EQUAL = """
 import sys, threading
 sys.path.insert(0, sys.argv[1])
@@ -87,8 +82,6 @@ def test_threads_and_coroutines_share_a_scheduler(model: Model) -> None:
         for thread in threads:
             thread.join()
     assert {seed: len(ids) for seed, ids in found.items()} == dict.fromkeys(range(12), 10)
-    # On a vector path another order of sums may turn a close choice; it does so seldom.
-    assert sum(found[seed] == alone(model, seed, 10) for seed in found) >= 10
 
 
 def test_a_long_prompt_delays_nobody_by_more_than_a_part_of_it(model: Model) -> None:

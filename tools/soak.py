@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +106,30 @@ class Worker:
     def work(self, end: float, thread: int) -> None:
         rng = random.Random(self.seed * 1000 + thread)
         while time.monotonic() < end:
-            # Two sessions are taken in one order everywhere, so that no two threads wait for each other.
-            first, second = sorted(rng.sample(self.names, 2))
-            if rng.random() < 0.15:
-                with self.pool.use(first) as origin, self.pool.use(second) as copy:
-                    self.step(second, copy, lambda _, origin=origin, first=first, c=copy: self.fork(first, origin, c))
-                self.acknowledge(second)
-            else:
-                with self.pool.use(first) as session:
-                    self.step(first, session, lambda segments, s=session: self.operate(rng, s, segments))
-                self.acknowledge(first)
+            try:
+                self.one_operation(rng)
+            except Exception:
+                fail(traceback.format_exc())
             self.operations += 1
 
+    def one_operation(self, rng: random.Random) -> None:
+        # Two sessions are taken in one order everywhere, so that no two threads wait for each other.
+        first, second = sorted(rng.sample(self.names, 2))
+        if rng.random() < 0.15:
+            with self.pool.use(first) as origin, self.pool.use(second) as copy:
+                self.step(second, copy, lambda _, origin=origin, first=first, c=copy: self.fork(first, origin, c))
+            self.acknowledge(second)
+        else:
+            with self.pool.use(first) as session:
+                self.step(first, session, lambda segments, s=session: self.operate(rng, s, segments))
+            self.acknowledge(first)
+
     def step(self, name: str, session: Session, operation: Any) -> None:
-        acknowledged, _ = self.journal.read(name)
-        proposed = operation(acknowledged)
-        assert length(proposed) == session.position, f"{name}: {length(proposed)} != {session.position}"
-        self.journal.write(name, acknowledged, proposed)
+        _, saved = self.journal.read(name)  # whoever used it before has saved it
+        proposed = operation(saved)
+        if length(proposed) != session.position:
+            fail(f"{name}: found {session.position} tokens, wanted {length(proposed)}")
+        self.journal.write(name, saved, proposed)
 
     def acknowledge(self, name: str) -> None:
         """Its session was saved when its use ended. Another thread may have gone on with it meanwhile."""
@@ -156,6 +164,12 @@ class Worker:
             yield token
             if i == stop:
                 request.cancel()
+
+
+def fail(problem: str) -> None:
+    """Ends the worker from any of its threads."""
+    print(f"soak: {problem}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def resident_bytes() -> int:

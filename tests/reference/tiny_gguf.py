@@ -186,7 +186,7 @@ def write_model(
         writer.add_tensor(target, data, raw_dtype=gguf.GGMLQuantizationType[kind])
     if config.rope_scaling == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(config))
-    finish(writer)
+    _finish(writer)
     return stored
 
 
@@ -205,7 +205,7 @@ def _encode(value: np.ndarray, kind: str, blocks: RandomBlocks) -> np.ndarray:
         return blocks.tensor(kind, value.shape)
 
 
-def finish(writer: gguf.GGUFWriter) -> None:
+def _finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -334,7 +334,7 @@ def write_adapter(path: Path, config: TinyConfig, adapter: TinyAdapter, weights:
     for name, value in weights.items():
         target, data = _adapter_tensor(name, value, config, adapter.skip_connection)
         writer.add_tensor(target, np.ascontiguousarray(data))
-    finish(writer)
+    _finish(writer)
 
 
 def _adapter_tensor(name: str, value: np.ndarray, config: TinyConfig, skip_connection: bool) -> tuple[str, np.ndarray]:
