@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from lola_cpp import BusyError, Model, Scheduler, UsageError
+from lola_cpp import BusyError, Model, Scheduler, UsageError, _core
 
 SAMPLING = {"temperature": 1.2, "top_p": 0.95, "repetition_penalty": 1.1, "stop_at_end": False}
 
@@ -31,6 +31,7 @@ def prompt_of(model: Model, seed: int) -> list[int]:
 BIT_EQUAL = """
 import sys, threading
 sys.path.insert(0, sys.argv[1])
+from lola_cpp import Batch
 from test_scheduler import *
 model = Model.default(threads=1)
 found = {}
@@ -45,15 +46,18 @@ with Scheduler(model, max_active=12) as scheduler:
     for thread in threads: thread.join()
 for seed, (ids, logits) in found.items():
     session = model.session()
-    wanted = [t.id for t in session.generate(prompt_of(model, seed), max_tokens=12, seed=seed, **SAMPLING)]
+    batch, wanted = Batch(), []  # alone, cut at the same positions
+    batch.add(session, prompt_of(model, seed), max_tokens=12, seed=seed, **SAMPLING)
+    wanted = [token.id for _, token in batch]
     assert ids == wanted and (logits == session.logits).all(), seed
 """
 
 
-def test_on_the_scalar_path_no_bit_depends_on_who_shares_the_batch() -> None:
+@pytest.mark.parametrize("isa", _core.testing.available_isas())
+def test_no_bit_depends_on_who_shares_the_batch(isa: str) -> None:
     code = subprocess.run(
         [sys.executable, "-c", BIT_EQUAL, os.path.dirname(__file__)],
-        env={**os.environ, "LOLA_FORCE_ISA": "scalar"},
+        env={**os.environ, "LOLA_FORCE_ISA": isa},
         capture_output=True,
         text=True,
     )

@@ -131,8 +131,7 @@ class Scheduler:
 
     Requests start in the order of their arrival. Each step takes one token of all that decode and a bounded part of the
     prompts (see Batch), so nobody waits longer than one pass for the next token. What a session gets does not depend on
-    who shares its passes: prompts are cut at fixed positions, and on the scalar path not a bit differs; on the others
-    products of up to 8 tokens and of more sum float32 in different orders.
+    who shares its passes, by not a bit: prompts are cut at fixed positions, and products are summed in one order.
 
     max_active     sessions that take part at a time; the others wait
     max_waiting    requests that may wait; one more raises BusyError
