@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lola_cpp import Chat, ChatTemplate, FormatError, Model, UsageError
+from lola_cpp.chat import encode_chat
 from lola_cpp.tool_calls import ToolCall, ToolCallReader, collect
 from reference import tiny_gguf
 from reference.tiny_gguf import tiny
@@ -121,14 +122,14 @@ def talk(chat: Chat, text: str, **options: object) -> str:
     return "".join(part.content for part in chat.send(text, max_tokens=12, stop_at_end=False, **options))
 
 
-def test_a_conversation_answers_as_if_it_were_read_anew_each_turn(model: Model) -> None:
+def test_the_session_has_read_the_whole_conversation_each_turn(model: Model) -> None:
     chat = Chat(model, system="def f():", template="chatml")
     for turn in ("import os", "return 1", "class A:"):
         answer = talk(chat, turn)
-        alone = Chat(model, template="chatml")
-        alone.messages = list(chat.messages[:-1])
         assert chat.messages[-1] == {"role": "user", "content": turn}
-        assert talk(alone, turn) == answer
+        prompt = encode_chat(model, chat.template, chat.template.render(chat.messages))
+        assert chat.session.tokens[: len(prompt)] == prompt
+        assert model.tokenizer.decode(chat.session.tokens[len(prompt) :]) == answer
 
 
 def test_a_turn_reads_only_what_is_new(model: Model) -> None:
