@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "bindings/sampled_token.h"
 #include "memory/policies/policy_table.h"
 #include "models/batch.h"
+#include "models/inspect.h"
 #include "models/model.h"
 #include "models/session.h"
 #include "models/state_file.h"
@@ -25,6 +27,7 @@ namespace lola {
 namespace {
 
 using Tokens = py::array_t<int64_t, py::array::c_style>;
+using Logits = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // Python only hands out shared, immutable models; pybind11's holders want a non-const type.
 using ModelHandle = std::shared_ptr<Model>;
@@ -174,12 +177,31 @@ void save_session(const Session& session, const std::string& path, const std::st
 }
 
 // Keeps the GIL: the call is short, and it keeps two threads out of one sampler.
-SampledToken sample_token(const Session& session, Sampler& sampler, int64_t top_logprobs) {
+SampledToken sample_token(const Session& session, Sampler& sampler, int64_t top_logprobs,
+                          const std::optional<Logits>& adjusted) {
   const auto lock = session.use();
   if (session.logits().empty()) {
     throw UsageError("session: there is nothing to sample from before its first token");
   }
-  return sampler.sample(session.logits(), top_logprobs);
+  if (!adjusted) return sampler.sample(session.logits(), top_logprobs);
+  return sampler.sample(session.logits(), {adjusted->data(), static_cast<size_t>(adjusted->size())},
+                        top_logprobs);
+}
+
+// [(position [pairs], recall error [pairs], pairs in the sparse cache), ...] of each query head.
+py::list layer_recall_errors(const Session& session, int64_t layer) {
+  std::vector<HeadPairs> heads;
+  {
+    py::gil_scoped_release release;
+    heads = recall_errors(session, layer);
+  }
+  py::list result;
+  for (const HeadPairs& head : heads) {
+    const auto count = static_cast<py::ssize_t>(head.position.size());
+    result.append(py::make_tuple(py::array_t<int64_t>(count, head.position.data()),
+                                 py::array_t<float>(count, head.error.data()), head.cached));
+  }
+  return result;
 }
 
 py::array_t<float> logits_array(const Session& session) {
@@ -202,7 +224,9 @@ void bind_session(py::module_& module) {
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
       .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
-      .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"))
+      .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"),
+           py::arg("adjusted") = py::none())
+      .def("recall_errors", &layer_recall_errors, py::arg("layer"))
       .def("save", &save_session, py::arg("path"), py::arg("extra"));
 }
 

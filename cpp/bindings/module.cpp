@@ -3,8 +3,17 @@
 #define LOLA_STRING_OF(text) #text
 #define LOLA_STRING(text) LOLA_STRING_OF(text)
 
+#if defined(__clang__)
+#define LOLA_COMPILER __VERSION__
+#elif defined(__GNUC__)
+#define LOLA_COMPILER "GCC " __VERSION__
+#else
+#define LOLA_COMPILER "MSVC " LOLA_STRING(_MSC_FULL_VER)
+#endif
+
 PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = LOLA_STRING(LOLA_VERSION);
+  module.attr("compiler") = LOLA_COMPILER;
   lola::bind_errors(module);
   lola::bind_gguf(module);
   lola::bind_convert(module);

@@ -75,6 +75,7 @@ class Session {
  private:
   friend class Pass;
   friend class StateFile;
+  friend class Inspection;
 
   std::shared_ptr<const Model> model_;
   SessionConfig config_;

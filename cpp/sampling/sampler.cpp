@@ -147,14 +147,21 @@ void Sampler::accept(std::span<const int32_t> tokens) {
 }
 
 SampledToken Sampler::sample(std::span<const float> logits, int64_t top_logprobs) {
+  return sample(logits, logits, top_logprobs);
+}
+
+SampledToken Sampler::sample(std::span<const float> logits, std::span<const float> adjusted,
+                             int64_t top_logprobs) {
   require(top_logprobs >= 0, "top_logprobs", top_logprobs, "0 or more");
+  require(adjusted.size() == logits.size(), "adjusted logits", adjusted.size(),
+          "as many as the model has");
   const Peaks model_peaks = find_peaks(logits);
   const float model_max = model_peaks.max;
   const double log_total = std::log(exp_sum(logits, model_max));
   const auto logprob = [&](float logit) {
     return static_cast<float>((static_cast<double>(logit) - model_max) - log_total);
   };
-  const std::span<const float> changed = biased(logits);
+  const std::span<const float> changed = biased(adjusted);
   const Peaks peaks = changed.data() == logits.data() ? model_peaks : find_peaks(changed);
 
   SampledToken token;

@@ -48,6 +48,11 @@ class Sampler {
   // logits [vocabulary]; UsageError on NaN, +infinity, or when nothing is left to choose from.
   SampledToken sample(std::span<const float> logits, int64_t top_logprobs);
 
+  // Chooses from `adjusted`, what a grammar or a caller's own rule made of the logits; the
+  // log-probabilities stay the model's.
+  SampledToken sample(std::span<const float> logits, std::span<const float> adjusted,
+                      int64_t top_logprobs);
+
   const SamplerConfig& config() const { return config_; }
 
   // Everything that the next sample depends on, for session state files.

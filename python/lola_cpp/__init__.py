@@ -9,20 +9,40 @@ quantize   a GGUF file into a smaller one
 from ._core import DeviceError, FormatError, LolaError, Sampler, UnsupportedError, UsageError, __version__
 from .batch import Batch
 from .convert.quantize import quantize
+from .chat import Chat, Reply, ReplyPart
+from .chat_template import ChatTemplate
 from .generation import Token
+from .grammar import Constraint, Grammar
 from .model import Model, ModelInfo
-from .session import Session
+from .prefix_store import PrefixStore
+from .scheduler import BusyError, Request, Scheduler
+from .session import Session, Snapshot
+from .session_pool import SessionPool
+from .token_stream import TokenStream
 
 __all__ = [
     "Batch",
+    "BusyError",
+    "Chat",
+    "ChatTemplate",
+    "Constraint",
     "DeviceError",
     "FormatError",
+    "Grammar",
     "LolaError",
     "Model",
     "ModelInfo",
+    "PrefixStore",
+    "Reply",
+    "ReplyPart",
+    "Request",
     "Sampler",
+    "Scheduler",
     "Session",
+    "SessionPool",
+    "Snapshot",
     "Token",
+    "TokenStream",
     "UnsupportedError",
     "UsageError",
     "__version__",

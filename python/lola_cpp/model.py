@@ -93,23 +93,27 @@ class Model:
         """What session() uses where an option is not given."""
         return self._core.defaults
 
-    def session(self, **options: Unpack[SessionOptions]) -> Session:
-        """A new conversation; see SessionOptions. Raises UsageError for an impossible configuration."""
-        return Session(self, _core.Session(self._core, dict(options)))
+    def session(self, *, rewind_budget: int | None = None, **options: Unpack[SessionOptions]) -> Session:
+        """A new conversation; see SessionOptions. Raises UsageError for an impossible configuration.
+
+        rewind_budget  bytes that Session.rewind may use for copies of the memories; it then also keeps the tokens, 4
+                       bytes each. 0 keeps the tokens alone and replays from the beginning; None keeps no history
+        """
+        return Session(self, _core.Session(self._core, dict(options)), rewind_budget=rewind_budget)
 
     def session_bytes(self, **options: Unpack[SessionOptions]) -> int:
         """Bytes that session(**options) takes, at any length; nothing is allocated."""
         return self._core.session_bytes(dict(options))
 
-    def load_session(self, path: PathLike) -> Session:
-        """A session that Session.save wrote, continuing bit for bit on the same backend.
+    def load_session(self, path: PathLike, *, rewind_budget: int | None = None) -> Session:
+        """A session that Session.save wrote, continuing bit for bit on the same backend; its history begins here.
 
         Raises FormatError when the file is damaged or was saved with another model or adapter.
         """
         if not os.path.isfile(path):
             raise FileNotFoundError(f"no such file: {os.fspath(path)}")
         session, extra = self._core.load_session(os.fspath(path))
-        return Session.restore(self, session, extra, source=os.fspath(path))
+        return Session.from_saved(self, session, extra, source=os.fspath(path), rewind_budget=rewind_budget)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text; add_special puts the model's begin-of-text token first where it has one."""

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ._core import Sampler
+    from .grammar import Constraint, Grammar
+
+    LogitsProcessor = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]
+    StoppingCriterion = Callable[[NDArray[np.int64], NDArray[np.float32]], bool]
 
 Policy = Literal["none", "first", "recent", "random", "self_recall", "weighted_recall", "self_recall_after"]
 
@@ -58,3 +68,28 @@ class SamplingOptions(TypedDict, total=False):
     penalty_window: int
     logit_bias: Mapping[int, float]
     seed: int | None
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """How a generation runs, for every call that starts one.
+
+    max_tokens         None: until end of text, without limit
+    stop               generation ends before these strings, across token borders too; the session has seen their tokens
+    stop_at_end        False: goes on after end-of-text tokens
+    top_logprobs       how many of the most likely tokens to report with each
+    sampler            goes on with this one (of a loaded or forked session, say) in place of sampling options
+    grammar            the text must follow it; a Constraint (of a forked or rewound session, say) goes on from there
+    logits_processors  each is called with ids [tokens] and logits [vocabulary] and returns new logits, before grammar,
+                       bias, penalties and filters; ids are the session's tokens where it keeps a history (see
+                       Model.session), else the prompt of this generation and what it wrote
+    stopping_criteria  each is called with the same arguments after a token was chosen; True ends the generation
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    stop_at_end: bool
+    top_logprobs: int
+    sampler: Sampler | None
+    grammar: Grammar | Constraint | None
+    logits_processors: Sequence[LogitsProcessor]
+    stopping_criteria: Sequence[StoppingCriterion]

@@ -7,10 +7,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .generation import Generation, Token
+from .generation import Generation
+from .grammar import Constraint, Grammar
+from .history import PROMPT_SPACING, History
+from .token_stream import TokenStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,9 +21,18 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .model import Model
-    from .options import SamplingOptions, SessionOptions
+    from .options import GenerationOptions, SessionOptions
 
 Progress = Callable[[int], None]
+
+_GENERATION_STEPS = (
+    "max_tokens",
+    "stop",
+    "stop_at_end",
+    "top_logprobs",
+    "logits_processors",
+    "stopping_criteria",
+)  # of GenerationOptions, what is neither the sampler's nor the grammar's
 
 
 class Session:
@@ -29,11 +41,13 @@ class Session:
     With LoLA attention its memory is the same at any length. fork() gives an independent copy, save() a file.
     """
 
-    def __init__(self, model: Model, core: _core.Session) -> None:
+    def __init__(self, model: Model, core: _core.Session, *, rewind_budget: int | None = None) -> None:
         self.model = model
         self.pending: list[int] = []  # sampled, but not yet through the model
         self.sampler: _core.Sampler | None = None  # of the latest generation; saved and forked with the session
+        self.constraint: Constraint | None = None  # likewise
         self._core = core
+        self._history = None if rewind_budget is None else History(core, rewind_budget)
         self._in_use = threading.RLock()
 
     @property
@@ -47,8 +61,20 @@ class Session:
         return self._core.memory_bytes
 
     @property
+    def history_bytes(self) -> int:
+        """Bytes of the copies kept for rewinding; a fork shares those from before it."""
+        return 0 if self._history is None else self._history.copy_bytes
+
+    @property
     def config(self) -> SessionOptions:
         return self._core.config
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """Ids of the tokens seen, from where its history begins; None where it keeps none."""
+        if self._history is None:
+            return None
+        return [*self._history.tokens(self._history.start, self._history.end), *self.pending]
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -71,69 +97,43 @@ class Session:
         self,
         prompt: str | Sequence[int] = (),
         *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        stop_at_end: bool = True,
-        top_logprobs: int = 0,
-        sampler: _core.Sampler | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Iterator[Token]:
-        """Reads a prompt, then streams tokens; see Token and SamplingOptions.
+        **options: Unpack[GenerationOptions],
+    ) -> TokenStream:
+        """Reads a prompt, then streams tokens; see Token, GenerationOptions and TokenStream.
 
-        max_tokens    None: until end of text, without limit
-        stop          generation ends before these strings, across token borders too; the session has seen their tokens
-        stop_at_end   False: goes on after end-of-text tokens
-        top_logprobs  how many of the most likely tokens to report with each
-        sampler       goes on with this one (of a loaded session, say) in place of sampling options
-        progress      as in append, while the prompt is read
+        progress is called as in append, while the prompt is read.
         """
-        generation = self.start(
-            prompt,
-            max_tokens=max_tokens,
-            stop=stop,
-            stop_at_end=stop_at_end,
-            top_logprobs=top_logprobs,
-            sampler=sampler,
-            **sampling,
-        )
-        return self._stream(generation, progress)
+        return TokenStream(self.start(prompt, **options), progress)
 
-    def start(
-        self,
-        prompt: str | Sequence[int] = (),
-        *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] = (),
-        stop_at_end: bool = True,
-        top_logprobs: int = 0,
-        sampler: _core.Sampler | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Generation:
+    def start(self, prompt: str | Sequence[int] = (), **options: Unpack[GenerationOptions]) -> Generation:
         """A generation to be stepped by its owner (a Batch); arguments as in generate."""
+        own: dict[str, Any] = dict(options)
+        grammar, sampler = own.pop("grammar", None), own.pop("sampler", None)
+        steps = {name: own.pop(name) for name in _GENERATION_STEPS if name in own}
         if sampler is None:
-            sampler = _core.Sampler(**sampling)
-        elif sampling:
-            raise _core.UsageError(f"sampler: found together with {', '.join(sampling)}, wanted one or the other")
+            sampler = _core.Sampler(**own)
+        elif own:
+            raise _core.UsageError(f"sampler: found together with {', '.join(own)}, wanted one or the other")
         with self.used_by_this_thread():
             tokens = self._tokens(prompt)
-            generation = Generation(
-                self,
-                sampler,
-                max_tokens=max_tokens,
-                stop=stop,
-                stop_at_end=stop_at_end,
-                top_logprobs=top_logprobs,
-            )
+            if isinstance(grammar, Grammar):
+                grammar = Constraint(grammar, self.model, start=self.position + len(tokens))
+            generation = Generation(self, tokens, sampler, grammar, **steps)
             sampler.accept(tokens)
             self.pending.extend(tokens)
-            self.sampler = sampler
+            self.sampler, self.constraint = sampler, grammar
         return generation
 
-    def sample(self, sampler: _core.Sampler, *, top_logprobs: int = 0) -> tuple[int, float, list[tuple[int, float]]]:
-        """Chooses a token from the logits: its id, its log-probability, the most likely tokens with theirs."""
+    def sample(
+        self, sampler: _core.Sampler, *, top_logprobs: int = 0, adjusted: NDArray[np.float32] | None = None
+    ) -> tuple[int, float, list[tuple[int, float]]]:
+        """Chooses a token from the logits: its id, its log-probability, the most likely tokens with theirs.
+
+        adjusted  [vocabulary] to choose from in place of the logits; the log-probabilities stay the model's
+        """
         advance([self])
-        return self._core.sample(sampler, top_logprobs)
+        return self._core.sample(sampler, top_logprobs, adjusted)
 
     def score(self, text: str | Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Reads tokens like append; returns the log-probability of each given all before it.
@@ -144,37 +144,94 @@ class Session:
         with self.used_by_this_thread():
             tokens = self._tokens(text)
             advance([self])
-            return self._core.score(tokens, progress)
+            begin = self._core.position
+            try:
+                return self._core.score(tokens, progress)
+            finally:
+                if self._history is not None:
+                    self._history.tokens_read(tokens[: self._core.position - begin])
 
     def fork(self) -> Session:
         """An independent copy that continues bit for bit as this one would."""
         copy = Session(self.model, self._core.fork())
-        copy.pending = list(self.pending)
-        if self.sampler is not None:
-            copy.sampler = _core.Sampler.load(self.sampler.save())
+        copy._take_beside(self)
         return copy
 
+    def snapshot(self) -> Snapshot:
+        """All that the continuation depends on, to be restored any number of times. It takes memory_bytes."""
+        return Snapshot(self.fork())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes to a snapshot, of this or another session of the model; continues from it bit for bit."""
+        taken = snapshot.session()
+        if taken.model is not self.model:
+            raise _core.UsageError("restore: the snapshot is of another model")
+        with self.used_by_this_thread():
+            self._core = taken._core
+            self._take_beside(taken)
+
+    def rewind(self, position: int) -> None:
+        """Goes back to where `position` tokens had been seen, from the nearest copy before it and a replay.
+
+        For a session made with a rewind_budget. A grammar's constraint is taken back too; the sampler is dropped, as
+        its draws cannot be undone. UsageError for a position before the history or after the session's.
+        """
+        with self.used_by_this_thread():
+            history = self._history
+            if history is None:
+                raise _core.UsageError("rewind: the session keeps no history; make it with rewind_budget")
+            if not history.start <= position <= self.position:
+                raise _core.UsageError(f"rewind: found {position}, wanted {history.start} to {self.position}")
+            if position < self._core.position:
+                self._core, self.pending = history.rewound(self.model, self._core, position)
+            else:
+                del self.pending[position - self._core.position :]
+            self.sampler = None
+            if self.constraint is not None and self.constraint.start <= position:
+                self.constraint.rewind(position)
+            else:
+                self.constraint = None
+            advance([self])
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all that the continuation depends on, for Model.load_session. The file appears whole or not at all."""
-        sampler = None if self.sampler is None else self.sampler.save().hex()
-        extra = {"pending": self.pending, "sampler": sampler}
+        """Writes all that the continuation depends on, for Model.load_session. The file appears whole or not at all.
+
+        It does not hold the history: a loaded session can be rewound to where it was saved and no further.
+        """
+        extra = {
+            "pending": self.pending,
+            "sampler": None if self.sampler is None else self.sampler.save().hex(),
+            "constraint": None if self.constraint is None else self.constraint.save(),
+        }
         self._core.save(os.fspath(path), json.dumps(extra).encode())
 
     @classmethod
-    def restore(cls, model: Model, core: _core.Session, extra: bytes, *, source: str) -> Session:
+    def from_saved(
+        cls, model: Model, core: _core.Session, extra: bytes, *, source: str, rewind_budget: int | None
+    ) -> Session:
         """Puts a loaded session together; `extra` is what save wrote beside the memories."""
-        session = cls(model, core)
+        session = cls(model, core, rewind_budget=rewind_budget)
         try:
             fields = json.loads(extra)
             pending, sampler = fields["pending"], fields["sampler"]
+            constraint = fields.get("constraint")  # files of version 0.1.0 have none
             if not all(type(token) is int and 0 <= token < model.info.vocabulary for token in pending):
                 raise ValueError("pending: wanted a list of token ids")
             session.pending = list(pending)
             if sampler is not None:
                 session.sampler = _core.Sampler.load(bytes.fromhex(sampler))
+            if constraint is not None:
+                session.constraint = Constraint.load(model, constraint)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _core.FormatError(f"{source}: state.extra is not what save() writes: {error}") from error
         return session
+
+    def _take_beside(self, other: Session) -> None:
+        """All of another session but its memories, as copies."""
+        self.pending = list(other.pending)
+        self.sampler = None if other.sampler is None else _core.Sampler.load(other.sampler.save())
+        self.constraint = None if other.constraint is None else other.constraint.copy()
+        self._history = None if other._history is None else other._history.branch()
 
     @contextmanager
     def used_by_this_thread(self) -> Iterator[None]:
@@ -186,10 +243,10 @@ class Session:
         finally:
             self._in_use.release()
 
-    def _stream(self, generation: Generation, progress: Progress | None) -> Iterator[Token]:
-        while not generation.finished:
-            advance([self], progress)
-            yield generation.sample()
+    def next_part(self, chunk: int | None) -> list[int]:
+        """The pending tokens up to the next position divisible by `chunk`, or to where its history wants a copy."""
+        size = chunk or (PROMPT_SPACING if self._history is not None else None)
+        return self.pending[: None if size is None else size - self._core.position % size]
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -199,28 +256,61 @@ class Session:
         return tokens
 
 
-def advance(sessions: Sequence[Session], progress: Progress | None = None) -> None:
+class Snapshot:
+    """A session's memories and position at one moment; immutable. Made by Session.snapshot."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session  # never advanced
+        self.position = session.position
+        self.memory_bytes = session.memory_bytes
+
+    def session(self) -> Session:
+        """A new session that continues from here."""
+        return self._session.fork()
+
+
+def advance(sessions: Sequence[Session], progress: Progress | None = None, *, chunk: int | None = None) -> None:
     """Takes what is pending in each session through the model, all of them in the same passes over the weights.
 
     What an exception (Ctrl-C, say) keeps from being read stays pending.
+
+    chunk  read of each session only up to the next position divisible by this
     """
     with ExitStack() as stack:
         for session in sessions:
             stack.enter_context(session.used_by_this_thread())
-        waiting = [session for session in sessions if session.pending]
-        positions = [session._core.position for session in waiting]
-
-        def drop_what_was_read() -> None:
-            for i, session in enumerate(waiting):
-                del session.pending[: session._core.position - positions[i]]
-                positions[i] = session._core.position
+        total = 0
 
         def after_pass(done: int) -> None:
-            drop_what_was_read()
             if progress is not None:
-                progress(done)
+                progress(total + done)
 
-        try:
-            _core.advance([(session._core, session.pending) for session in waiting], after_pass)
-        finally:
-            drop_what_was_read()
+        while parts := [(session, session.next_part(chunk)) for session in sessions if session.pending]:
+            _advance_once(parts, after_pass)
+            total += sum(len(part) for _, part in parts)
+            if chunk is not None:
+                break
+
+
+def _advance_once(parts: Sequence[tuple[Session, list[int]]], progress: Progress) -> None:
+    positions = [session._core.position for session, _ in parts]
+
+    def drop_what_was_read() -> None:
+        for i, (session, _) in enumerate(parts):
+            count = session._core.position - positions[i]
+            if session._history is not None and count > 0:
+                session._history.tokens_read(session.pending[:count])
+            del session.pending[:count]
+            positions[i] += count
+
+    def after_pass(done: int) -> None:
+        drop_what_was_read()
+        progress(done)
+
+    try:
+        _core.advance([(session._core, part) for session, part in parts], after_pass)
+    finally:
+        drop_what_was_read()
+    for session, part in parts:
+        if session._history is not None:
+            session._history.keep_copy(session._core, prompt=len(part) > 1)

@@ -159,6 +159,7 @@ def write_model(
     tensor_format: str = "F32",
     overrides: dict[str, str] | None = None,
     seed: int = 0,
+    strings: dict[str, str] | None = None,
 ) -> Weights:
     """Writes the model, and returns the weights as stored.
 
@@ -167,9 +168,12 @@ def write_model(
             get random blocks instead of `weights`: what comes back is what those blocks decode to.
         overrides: GGUF tensor name -> format, for mixed models.
         seed: of the random blocks.
+        strings: further metadata.
     """
     writer = gguf.GGUFWriter(path, config.arch)
     _write_metadata(writer, config)
+    for key, value in (strings or {}).items():
+        writer.add_string(key, value)
     blocks = RandomBlocks(seed=seed, std=0.05)
     stored: Weights = {}
     for name, value in weights.items():
