@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--tokens", type=int, default=4000, help="length of the text")
     demo.add_argument("--seed", type=int, default=1)
     demo.add_argument("--threads", type=int)
+    _add_device_option(demo)
     demo.set_defaults(command=_demo)
     return parser
 
@@ -87,6 +88,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", type=Path, help="a GGUF file; default: the small model inside the package")
     group.add_argument("-a", "--adapter", type=Path, help="a LoLA adapter for it")
     group.add_argument("-t", "--threads", type=int, help="default: the physical cores")
+    _add_device_option(group)
+
+
+def _add_device_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("-d", "--device", default="cpu", help="cpu or cuda")
 
 
 def _add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +109,8 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
 
 def _load(options: argparse.Namespace) -> Model:
     if options.model is None:
-        return Model.default(threads=options.threads)
-    return Model(options.model, options.adapter, threads=options.threads)
+        return Model.default(threads=options.threads, device=options.device)
+    return Model(options.model, options.adapter, threads=options.threads, device=options.device)
 
 
 def _session_options(options: argparse.Namespace) -> SessionOptions:
@@ -219,7 +225,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    model = Model.default(threads=options.threads)
+    model = Model.default(threads=options.threads, device=options.device)
     prompt = passkey_prompt(model.tokenizer, options.tokens, rng=random.Random(options.seed))
     print(
         f"The pass key {prompt.answer} is hidden {prompt.depth:.0%} into a text of {len(prompt.tokens):,} tokens.\n"

@@ -32,9 +32,15 @@ class CpuExecutor final : public Executor {
     if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
 
-  void embed(const WeightMatrix& table, std::span<const int32_t> tokens, float* out) override {
-    for (size_t row = 0; row < tokens.size(); ++row) {
-      decode_row(table, tokens[row], out + static_cast<int64_t>(row) * table.cols);
+  void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
+    tasks_ = tasks;
+    tokens_ = tokens;
+  }
+  void run(std::span<const int64_t>, const std::function<void()>& body) override { body(); }
+
+  void embed(const WeightMatrix& table, float* out) override {
+    for (size_t row = 0; row < tokens_.size(); ++row) {
+      decode_row(table, tokens_[row], out + static_cast<int64_t>(row) * table.cols);
     }
   }
 
@@ -61,15 +67,10 @@ class CpuExecutor final : public Executor {
     });
   }
 
-  void silu_gate(float* gate, const float* up, int64_t count) override {
-    for_ranges(count, [&](int64_t begin, int64_t size) {
+  void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) override {
+    for_ranges(rows * width, [&](int64_t begin, int64_t size) {
       kernels_.silu_gate(gate + begin, up + begin, size);
     });
-  }
-
-  void add(float* x, const float* y, int64_t count) override {
-    for_ranges(count,
-               [&](int64_t begin, int64_t size) { kernels_.add(x + begin, y + begin, size); });
   }
 
   void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
@@ -92,6 +93,15 @@ class CpuExecutor final : public Executor {
     cpu_softmax_attention(kernels_, pool_, shape, tasks, rows, scratch_, partials_);
   }
 
+  void keep_logits(const float* logits, int64_t vocabulary) override {
+    for (const PassTask& task : tasks_) {
+      if (task.logits == nullptr) continue;
+      copy(task.logits, logits, vocabulary * static_cast<int64_t>(sizeof(float)));
+      logits += vocabulary;
+    }
+  }
+  std::span<const GreedyChoice> greedy_choices() override { return {}; }
+
  private:
   template <typename Body>
   void for_rows(int64_t rows, int64_t width, const Body& body) {
@@ -112,6 +122,8 @@ class CpuExecutor final : public Executor {
 
   const Kernels& kernels_;
   ThreadPool& pool_;
+  std::span<const PassTask> tasks_;
+  std::span<const int32_t> tokens_;
   MatmulScratch matmul_scratch_;
   std::vector<LolaScratch> scratch_;  // one per thread
   std::vector<float> partials_;       // of softmax attention
@@ -125,6 +137,12 @@ class CpuBackend final : public Backend {
     return message("cpu, ", kernels_.name, ", ", pool_.threads(),
                    pool_.threads() == 1 ? " thread" : " threads");
   }
+
+  // What may wait before a cancellation takes effect; larger passes are no faster.
+  int64_t pass_tokens() const override { return 512; }
+  void check(const AttentionShape&) const override {}
+  int64_t stored_bytes(const QuantFormat&, int64_t, int64_t) const override { return 0; }
+  void require(int64_t, const std::string&) const override {}
 
   Buffer allocate(int64_t bytes, const std::string& what) const override {
     // calloc takes zero pages from the system, so memory that is never used is never resident.

@@ -1,0 +1,273 @@
+#include <algorithm>
+#include <vector>
+
+#include "backend/cuda/cuda_executor.cuh"
+#include "backend/cuda/elementwise.cuh"
+#include "backend/cuda/lola_ops.cuh"
+#include "backend/cuda/matmul.cuh"
+#include "backend/cuda/pass_inputs.cuh"
+#include "backend/cuda/softmax_attention.cuh"
+#include "backend/cuda/step_graphs.cuh"
+
+namespace lola {
+namespace {
+
+constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
+constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
+
+int64_t padded(int64_t columns) { return ceil_div(columns, kSlabColumns) * kSlabColumns; }
+
+class CudaExecutor final : public Executor {
+ public:
+  explicit CudaExecutor(std::shared_ptr<CudaDevice> device)
+      : device_(std::move(device)), stream_(device_->stream()) {}
+
+  ~CudaExecutor() override {
+    cudaStreamSynchronize(device_->stream().handle);
+    if (choices_ != nullptr) cudaFreeHost(choices_);
+  }
+
+  void upload(void* to, const void* from_host, int64_t bytes) override {
+    if (bytes > 0) uploads_.upload(to, from_host, bytes);
+  }
+
+  void download(void* to_host, const void* from, int64_t bytes) override {
+    if (bytes <= 0) return;
+    cuda_check(cudaMemcpyAsync(to_host, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                               stream_.handle),
+               "download");
+    cuda_check(cudaStreamSynchronize(stream_.handle), "download");
+  }
+
+  void copy(void* to, const void* from, int64_t bytes) override {
+    if (bytes <= 0 || to == from) return;
+    cuda_check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
+                               stream_.handle),
+               "copy");
+  }
+
+  void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
+    tasks_ = tasks;
+    token_count_ = static_cast<int64_t>(tokens.size());
+    kept_ = 0;
+    uploads_.turn();
+    bool grown = false;
+    inputs_.set(tasks, tokens, uploads_, grown);
+    if (grown) graphs_.clear();
+  }
+
+  void run(std::span<const int64_t> key, const std::function<void()>& body) override {
+    if (key.empty()) return body();
+    std::vector<int64_t> whole(key.begin(), key.end());
+    const std::vector<int64_t> shape = inputs_.plan().shape();
+    whole.insert(whole.end(), shape.begin(), shape.end());
+    graphs_.run(whole, [&](const Stream& stream) {
+      stream_ = stream;
+      half_of_ = nullptr;
+      body();
+      stream_ = device_->stream();
+    });
+    stream_ = device_->stream();
+    kept_ = inputs_.kept_count();
+  }
+
+  void embed(const WeightMatrix& table, float* out) override {
+    const bool f32 = table.format->type == QuantType::kF32;
+    embed_rows(stream_, matrix(table), f32 ? reinterpret_cast<const float*>(table.data) : nullptr,
+               inputs_.tokens(), token_count_, table.cols, out);
+  }
+
+  void rms_norm(const float* x, int64_t rows, int64_t dim, const float* weight, float eps,
+                float* out) override {
+    // Norms of single heads are in place and are never multiplied as they are.
+    const HalfCopy half = x == out ? HalfCopy{nullptr, 0} : half_copy(out, rows, dim);
+    lola::rms_norm(stream_, x, rows, dim, weight, eps, out, half);
+  }
+
+  void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) override {
+    std::vector<DeviceJob> stored;
+    const int64_t cols = jobs.front().weight->cols;
+    for (const MatmulJob& job : jobs) {
+      const DeviceJob own{matrix(*job.weight), job.bias, job.out, static_cast<int>(job.out_stride),
+                          job.accumulate};
+      if (own.matrix.encoding == Encoding::kF32) {
+        gemm_f32(stream_, reinterpret_cast<const float*>(job.weight->data), x, tokens, cols, own);
+      } else {
+        stored.push_back(own);
+      }
+    }
+    if (!stored.empty()) multiply(stored, halves_of(x, tokens, cols));
+    for (const MatmulJob& job : jobs) {
+      if (job.out == half_of_) half_of_ = nullptr;
+    }
+  }
+
+  void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
+            const float* sine, int64_t pairs, RopeLayout layout) override {
+    lola::rope(stream_, x, rows, heads, head_dim, cosine, sine, pairs, layout);
+  }
+
+  void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) override {
+    lola::silu_gate(stream_, gate, up, rows, width, half_copy(gate, rows, width));
+  }
+
+  void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
+                      const AttentionRows& rows) override {
+    const HalfCopy half =
+        half_copy(rows.out, token_count_, layer.shape.heads * layer.shape.head_dim);
+    for (const PlanGroup& group : inputs_.plan().groups) {
+      const size_t first = group.tasks.front();
+      const LolaView view = lola_view(layer, group.config, *tasks[first].layout,
+                                      tasks[first].memory - tasks_[first].memory);
+      for (const PlanGroup::Round& round : group.rounds) {
+        const PieceSpan pieces = inputs_.pieces(round);
+        append_pairs(stream_, view, pieces, rows);
+        lola_attend(stream_, view, pieces, rows, half);
+        pass_boundaries(view, group.config, round);
+      }
+    }
+  }
+
+  void softmax_attention(const AttentionShape& shape, std::span<const SoftmaxTask> tasks,
+                         const AttentionRows& rows) override {
+    const HalfCopy half = half_copy(rows.out, token_count_, shape.heads * shape.head_dim);
+    for (const PlanGroup& group : inputs_.plan().groups) {
+      const size_t first = group.tasks.front();
+      const KvCacheLayout& layout = *tasks[first].layout;
+      const KvHeadCache cache = layout.head(tasks[first].memory, 0);
+      const PairRing ring{cache.k - tasks_[first].memory,
+                          cache.v - tasks_[first].memory,
+                          layout.capacity(),
+                          layout.row_bytes(),
+                          layout.pair_type(),
+                          static_cast<int>(shape.heads),
+                          static_cast<int>(shape.kv_heads),
+                          static_cast<int>(shape.head_dim)};
+      const PieceSpan whole = inputs_.whole_tasks(group);
+      append_pairs(stream_, ring, whole, rows);
+      softmax_attend(stream_, ring, whole, rows, half,
+                     get<float>(softmax_partials_, softmax_partials(ring, whole)));
+    }
+  }
+
+  void keep_logits(const float* logits, int64_t vocabulary) override {
+    const int64_t rows = inputs_.kept_count();
+    if (rows > choices_room_) make_room_for_choices(rows);
+    auto* choices = get<GreedyChoice>(device_choices_, rows);
+    lola::keep_logits(stream_, logits, rows, vocabulary, inputs_.kept(),
+                      get<float4>(greedy_parts_, greedy_parts(rows)), choices);
+    cuda_check(cudaMemcpyAsync(choices_, choices, static_cast<size_t>(rows) * sizeof(GreedyChoice),
+                               cudaMemcpyDeviceToHost, stream_.handle),
+               "choices");
+    kept_ = rows;
+  }
+
+  std::span<const GreedyChoice> greedy_choices() override {
+    if (kept_ == 0) return {};
+    cuda_check(cudaStreamSynchronize(stream_.handle), "pass");
+    return {choices_, static_cast<size_t>(kept_)};
+  }
+
+ private:
+  static DeviceMatrix matrix(const WeightMatrix& weight) {
+    return device_matrix(weight.format->type, weight.data, weight.rows, weight.cols);
+  }
+
+  template <typename T>
+  T* get(DeviceScratch& scratch, int64_t count) {
+    bool grown = false;
+    T* memory = scratch.get<T>(count, grown);
+    if (grown) graphs_.clear();
+    return memory;
+  }
+
+  // Where the half copy of an activation goes that is being computed. There is one: what is
+  // multiplied next is what was computed last.
+  HalfCopy half_copy(const float* of, int64_t rows, int64_t width) {
+    half_of_ = of;
+    half_rows_ = {get<__half>(halves_, rows * padded(width)), static_cast<int>(rows),
+                  static_cast<int>(padded(width))};
+    return {const_cast<__half*>(half_rows_.data), half_rows_.stride};
+  }
+
+  HalfRows halves_of(const float* x, int64_t tokens, int64_t cols) {
+    if (x != half_of_) to_halves(stream_, x, tokens, cols, half_copy(x, tokens, cols));
+    HalfRows rows = half_rows_;
+    rows.tokens = static_cast<int>(tokens);
+    return rows;
+  }
+
+  void multiply(std::span<const DeviceJob> jobs, const HalfRows& x) {
+    if (x.tokens > kGemvTokens) {
+      for (const DeviceJob& job : jobs) {
+        const int64_t partials = gemm_partials(job, x.tokens, device_->multiprocessors());
+        gemm(stream_, job, x, device_->multiprocessors(), get<float>(gemm_partials_, partials));
+      }
+      return;
+    }
+    for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
+      DeviceJobs together{};
+      for (size_t i = begin; i < std::min(jobs.size(), begin + kMaxJobs); ++i) {
+        together.job[together.count++] = jobs[i];
+      }
+      gemv(stream_, together, x);
+    }
+  }
+
+  void pass_boundaries(const LolaView& view, const LolaConfig& config,
+                       const PlanGroup::Round& round) {
+    const int64_t most = view.sparse_capacity + config.chunk_size;
+    const int64_t each = boundary_scratch_bytes(view, most);
+    const int64_t at_once =
+        std::clamp<int64_t>(kBoundaryBytes / each, 1, std::max<int64_t>(round.boundaries, 1));
+    for (int64_t begin = 0; begin < round.boundaries; begin += at_once) {
+      const int64_t count = std::min(at_once, round.boundaries - begin);
+      const BoundaryScratch scratch =
+          boundary_scratch(view, most, count, get<uint8_t>(boundary_scratch_, each * count));
+      lola::pass_boundaries(stream_, view, *config.policy,
+                            {inputs_.boundaries(round) + begin, static_cast<int>(count)}, scratch);
+    }
+  }
+
+  void make_room_for_choices(int64_t rows) {
+    if (choices_ != nullptr) {
+      cuda_check(cudaStreamSynchronize(device_->stream().handle), "pass");
+      cudaFreeHost(choices_);
+    }
+    choices_ = nullptr;
+    choices_room_ = 0;
+    void* memory = nullptr;
+    cuda_check(cudaMallocHost(&memory, static_cast<size_t>(rows) * sizeof(GreedyChoice)),
+               "pinned memory");
+    choices_ = static_cast<GreedyChoice*>(memory);
+    choices_room_ = rows;
+    graphs_.clear();
+  }
+
+  std::shared_ptr<CudaDevice> device_;
+  Stream stream_;  // the device's, or one that records
+  std::span<const PassTask> tasks_;
+  int64_t token_count_ = 0;
+  UploadBuffers uploads_{*device_};
+  PassInputs inputs_{*device_};
+  StepGraphs graphs_{*device_};
+  DeviceScratch halves_{*device_};
+  DeviceScratch gemm_partials_{*device_};
+  DeviceScratch softmax_partials_{*device_};
+  DeviceScratch boundary_scratch_{*device_};
+  DeviceScratch greedy_parts_{*device_};
+  DeviceScratch device_choices_{*device_};
+  const float* half_of_ = nullptr;
+  HalfRows half_rows_{};
+  GreedyChoice* choices_ = nullptr;  // pinned
+  int64_t choices_room_ = 0;
+  int64_t kept_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> make_cuda_executor(std::shared_ptr<CudaDevice> device) {
+  return std::make_unique<CudaExecutor>(std::move(device));
+}
+
+}  // namespace lola

@@ -1,0 +1,52 @@
+// Exact pairs in the memory of a session: a ring, the pair of position p in row p % capacity. A
+// sliding window, or a KV cache, which never comes round.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "backend/cuda/elementwise.cuh"
+#include "backend/cuda/lola_plan.h"
+#include "backend/cuda/matmul.cuh"
+
+namespace lola {
+
+struct PairRing {
+  int64_t ring_k, ring_v;  // offsets in the session's memory: [kv_heads, capacity, row_bytes]
+  int64_t ring_capacity;
+  int64_t row_bytes;
+  PairType type;
+  int heads, kv_heads, head_dim;
+
+  __host__ __device__ int group() const { return heads / kv_heads; }
+};
+
+__device__ inline uint8_t* ring_row(const PairRing& ring, uint8_t* memory, int64_t offset,
+                                    int kv_head, int64_t position) {
+  const int64_t row = kv_head * ring.ring_capacity + position % ring.ring_capacity;
+  return memory + offset + row * ring.row_bytes;
+}
+
+// The pairs of the pieces' tokens enter.
+void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
+                  const AttentionRows& rows);
+
+// Where the outputs of queries go: floats, and their half copy.
+struct AttentionOutput {
+  float* out;
+  HalfCopy half;
+  int width;  // heads * head_dim
+
+  __device__ void put(int64_t row, int column, float value) const {
+    out[row * width + column] = value;
+    half.data[row * half.stride + column] = __float2half_rn(value * kActivationScale);
+  }
+  // Columns past the last head, by one block.
+  __device__ void pad(int64_t row) const {
+    for (int i = width + threadIdx.x; i < half.stride; i += blockDim.x) {
+      half.data[row * half.stride + i] = __half(0.0f);
+    }
+  }
+};
+
+}  // namespace lola
