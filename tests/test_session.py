@@ -22,7 +22,7 @@ from reference.tiny_gguf import TinyAdapter, tiny
 # float32 sums of the same terms in another order, through two layers; 1e-6 is usual.
 ROUNDING = 1e-4
 PASS_TOKENS = 2048 if DEVICE == "cuda" else 512
-CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2)
+CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2, context_length=2 * PASS_TOKENS)
 ADAPTERS = {
     "lola": TinyAdapter(feature_dim=8),
     "softmax": None,

@@ -74,7 +74,9 @@ void Pass::begin() {
     repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1;
   }
   if (repeatable) {
-    key_ = {rows_, reinterpret_cast<int64_t>(w_.x), reinterpret_cast<int64_t>(w_.logits)};
+    // The first and the last of the activations tell where the others are.
+    key_ = {rows_, reinterpret_cast<int64_t>(w_.x), reinterpret_cast<int64_t>(w_.sine),
+            reinterpret_cast<int64_t>(w_.logits)};
   }
   executor_.begin_pass(tasks_, tokens_);
   const int64_t bytes = static_cast<int64_t>(cosine.size() * sizeof(float));

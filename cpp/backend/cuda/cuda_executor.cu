@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "backend/cuda/cuda_executor.cuh"
+#include "backend/cuda/cublas.cuh"
 #include "backend/cuda/elementwise.cuh"
 #include "backend/cuda/lola_ops.cuh"
 #include "backend/cuda/matmul.cuh"
@@ -13,6 +14,8 @@ namespace lola {
 namespace {
 
 constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
+constexpr int kCublasTokens = 256;    // below, decoding a matrix costs more than it brings
+constexpr int64_t kCublasColumns = 8;  // rows of 16 bytes
 constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
 
 int64_t padded(int64_t columns) { return ceil_div(columns, kSlabColumns) * kSlabColumns; }
@@ -96,7 +99,7 @@ class CudaExecutor final : public Executor {
         stored.push_back(own);
       }
     }
-    if (!stored.empty()) multiply(stored, halves_of(x, tokens, cols));
+    if (!stored.empty()) multiply(stored, cols, halves_of(x, tokens, cols));
     for (const MatmulJob& job : jobs) {
       if (job.out == half_of_) half_of_ = nullptr;
     }
@@ -197,12 +200,9 @@ class CudaExecutor final : public Executor {
     return rows;
   }
 
-  void multiply(std::span<const DeviceJob> jobs, const HalfRows& x) {
+  void multiply(std::span<const DeviceJob> jobs, int64_t cols, const HalfRows& x) {
     if (x.tokens > kGemvTokens) {
-      for (const DeviceJob& job : jobs) {
-        const int64_t partials = gemm_partials(job, x.tokens, device_->multiprocessors());
-        gemm(stream_, job, x, device_->multiprocessors(), get<float>(gemm_partials_, partials));
-      }
+      for (const DeviceJob& job : jobs) multiply_many(job, cols, x);
       return;
     }
     for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
@@ -212,6 +212,17 @@ class CudaExecutor final : public Executor {
       }
       gemv(stream_, together, x);
     }
+  }
+
+  void multiply_many(const DeviceJob& job, int64_t cols, const HalfRows& x) {
+    if (cublas_ != nullptr && x.tokens >= kCublasTokens && cols % kCublasColumns == 0) {
+      auto* weight = get<__half>(decoded_, job.matrix.rows * cols);
+      dequantize(stream_, job.matrix, cols, weight);
+      cublas_->multiply(stream_, job, weight, cols, x);
+      return;
+    }
+    const int64_t partials = gemm_partials(job, x.tokens, device_->multiprocessors());
+    gemm(stream_, job, x, device_->multiprocessors(), get<float>(gemm_partials_, partials));
   }
 
   void pass_boundaries(const LolaView& view, const LolaConfig& config,
@@ -251,7 +262,9 @@ class CudaExecutor final : public Executor {
   UploadBuffers uploads_{*device_};
   PassInputs inputs_{*device_};
   StepGraphs graphs_{*device_};
+  std::unique_ptr<Cublas> cublas_ = Cublas::find(*device_);
   DeviceScratch halves_{*device_};
+  DeviceScratch decoded_{*device_};  // one matrix as float16, for cublas
   DeviceScratch gemm_partials_{*device_};
   DeviceScratch softmax_partials_{*device_};
   DeviceScratch boundary_scratch_{*device_};

@@ -57,14 +57,14 @@ __device__ inline void map_rows(const TileMemory& m, const LanePart& part, const
   for (int begin = 0; begin < f; begin += kTileVectors) {
     const int count = min(kTileVectors, f - begin);
     __syncthreads();
-    for (int i = threadIdx.x; i < count * (head_dim / 4); i += kTileThreads) {
-      const int v = i / (head_dim / 4), c = i % (head_dim / 4) * 4;
-      *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) =
-          *reinterpret_cast<const float4*>(w + static_cast<int64_t>(begin + v) * head_dim + c);
-    }
+    load_vectors(m, head_dim, count, [&](int v) {
+      return [from = w + static_cast<int64_t>(begin + v) * head_dim](int c) {
+        return *reinterpret_cast<const float4*>(from + c);
+      };
+    });
     __syncthreads();
     float z[4][4];
-    tile_product(m, part, head_dim, z);
+    tile_product(m, part, head_dim, count, z);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int row = part.rows + i / 4, j = part.vectors + 8 * (i % 4);

@@ -6,10 +6,10 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// Slabs that a warp has on their way at a time: some 4 KiB.
+// Slabs that a warp has on their way at a time: some 2 KiB.
 template <Encoding e>
 constexpr int slabs_in_flight() {
-  return code_vectors(e) == 1 ? 4 : code_vectors(e) == 2 ? 2 : 1;
+  return code_vectors(e) == 1 ? 2 : 1;
 }
 
 // sums [4] of a lane: rows lane / 4 and lane / 4 + 8, tokens lane % 4 * 2 and the next.
@@ -65,7 +65,7 @@ struct RowTile {
   }
 };
 
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, 4)
     gemv_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
   __shared__ float parts[kWarps][kSlabRows][kGemvTokens + 1];
   int tile = blockIdx.x;

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / view.group();
   if (first >= piece.tokens) return;
   const int d = view.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, view.features);
+  const TileMemory m(shared, d, kTileVectors, view.features);
   const LanePart part;
   load_rows(m, d, tokens, [&](int r) {
     return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * view.heads + head) * d;
@@ -29,9 +29,11 @@ __global__ void __launch_bounds__(kTileThreads)
   ExactPart exact;
   const int64_t now = piece.position + first, end = now + tokens;
   for (int64_t begin = piece.window_begin; begin < end; begin += kTileVectors) {
+    const int64_t slot =
+        ring_slot(view, piece.window_slot, static_cast<int>(begin - piece.window_begin));
     const auto row = [&](int64_t offset) {
-      return [&view, &piece, begin, kv_head, offset](int v) -> const uint8_t* {
-        return ring_row(view, piece.memory, offset, kv_head, begin + v);
+      return [&view, &piece, slot, kv_head, offset](int v) -> const uint8_t* {
+        return ring_row(view, piece.memory, offset, kv_head, ring_slot(view, slot, v));
       };
     };
     add_pairs<type>(
@@ -122,7 +124,7 @@ struct SeenPairs {
   __device__ const uint8_t* row(int i, int64_t in_window, int64_t in_cache) const {
     return i < window()
                ? ring_row(view, piece.memory, in_window, head / view.group(),
-                          piece.window_begin + i)
+                          ring_slot(view, piece.window_slot, i))
                : cache_row(view, piece.memory, in_cache, view.owner_of(head), i - window());
   }
 };
@@ -256,7 +258,7 @@ void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pi
     } else {
       launch(stream, attend_many_kernel<type>,
              grid_of(ceil_div(pieces.most_tokens, kTileRows), view.heads, pieces.count),
-             kTileThreads, tile_memory_bytes(view.head_dim, view.features), view, pieces.data, rows,
+             kTileThreads, tile_memory_bytes(view.head_dim, kTileVectors, view.features), view, pieces.data, rows,
              half);
     }
   });

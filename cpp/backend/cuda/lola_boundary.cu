@@ -17,6 +17,12 @@ constexpr int kSharedScores = 8192;  // more are read from device memory
 constexpr int kAbsorbFeatures = 32;  // of a block
 constexpr int kAbsorbPairs = 16;     // in shared memory at a time
 
+// Vectors of the tiles that features are mapped with.
+__host__ __device__ inline int map_vectors(const LolaView& view) {
+  const int size = static_cast<int>(view.map.map_size);
+  return size < kTileVectors ? (size + 31) / 32 * 32 : kTileVectors;  // whole warps
+}
+
 enum class Stage { kFeatures, kScores };
 
 // One owner's, or one head's, part of the scratch of boundary `boundary`.
@@ -31,13 +37,18 @@ __device__ inline const uint8_t* eligible_row(const LolaView& view, const Device
   const int kv_head = view.head_scope ? owner / view.group() : owner;
   return i < boundary.cached ? cache_row(view, boundary.memory, in_cache, owner, i)
                              : ring_row(view, boundary.memory, in_window, kv_head,
-                                        boundary.first_leaving + i - boundary.cached);
+                        ring_slot(view, boundary.first_slot, i - boundary.cached));
+}
+
+// Floats of an imagined hidden state, a multiple of four.
+__host__ __device__ inline int64_t imagined_size(const LolaView& view) {
+  return static_cast<int64_t>(view.features) * view.head_dim + (view.features + 3) / 4 * 4;
 }
 
 // The imagined hidden state of a head, with all eligible pairs absorbed: Hs, then s.
 __device__ inline float* imagined_state(const LolaView& view, const BoundaryScratch& scratch,
                                         int boundary, int head) {
-  const int64_t size = static_cast<int64_t>(view.features) * (view.head_dim + 1);
+  const int64_t size = imagined_size(view);
   return scratch.imagined + (static_cast<int64_t>(boundary) * view.heads + head) * size;
 }
 
@@ -84,7 +95,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first = blockIdx.x * kTileRows, head = blockIdx.y, owner = view.owner_of(head);
   const int count = boundary.cached + boundary.leaving, d = view.head_dim;
   if (boundary.memory == nullptr || first >= count) return;
-  const TileMemory m(shared, d, view.features);
+  const TileMemory m(shared, d, map_vectors(view), view.features);
   const LanePart part;
   const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner);
   const bool speaks = view.head_scope || head % view.group() == 0;  // for its owner
@@ -159,23 +170,23 @@ __global__ void __launch_bounds__(kTileThreads)
 template <typename Unit>
 __device__ void move_rows(const LolaView& view, const DeviceBoundary& boundary, int owner,
                           const int* source, int kept, int64_t in_window, int64_t in_cache) {
-  const int units = static_cast<int>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-  const int64_t total = static_cast<int64_t>(kept) * units;
+  const auto units = static_cast<uint32_t>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
+  const uint32_t total = static_cast<uint32_t>(kept) * units;
   auto* to = reinterpret_cast<Unit*>(cache_row(view, boundary.memory, in_cache, owner, 0));
-  for (int64_t begin = 0; begin < total; begin += kSelectThreads * kMovesInFlight) {
+  for (uint32_t begin = 0; begin < total; begin += kSelectThreads * kMovesInFlight) {
     Unit held[kMovesInFlight];
 #pragma unroll
-    for (int i = 0; i < kMovesInFlight; ++i) {
-      const int64_t at = begin + i * kSelectThreads + threadIdx.x;
-      if (at >= total) break;
+    for (uint32_t i = 0; i < kMovesInFlight; ++i) {
+      const uint32_t at = begin + i * kSelectThreads + threadIdx.x;
+      if (at >= total) continue;
       const uint8_t* row =
           eligible_row(view, boundary, owner, in_window, in_cache, source[at / units]);
       held[i] = reinterpret_cast<const Unit*>(row)[at % units];
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kMovesInFlight; ++i) {
-      const int64_t at = begin + i * kSelectThreads + threadIdx.x;
+    for (uint32_t i = 0; i < kMovesInFlight; ++i) {
+      const uint32_t at = begin + i * kSelectThreads + threadIdx.x;
       if (at < total) to[at] = held[i];
     }
     __syncthreads();
@@ -373,7 +384,7 @@ ScoreKernel score_kernel_of(size_t policy, std::index_sequence<policies...>) {
 int64_t boundary_scratch_bytes(const LolaView& view, int64_t most) {
   const int64_t heads = view.heads * most * (view.features + 1);
   const int64_t owners = view.owners() * (most * (view.head_dim + 3) + 1);
-  return 4 * (heads + owners + int64_t{view.heads} * view.features * (view.head_dim + 1));
+  return 4 * (heads + owners + view.heads * imagined_size(view));
 }
 
 BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t boundaries,
@@ -386,7 +397,7 @@ BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t bou
   };
   BoundaryScratch scratch{};
   scratch.values = take(view.owners() * most * view.head_dim);
-  scratch.imagined = take(int64_t{view.heads} * view.features * (view.head_dim + 1));
+  scratch.imagined = take(view.heads * imagined_size(view));
   scratch.features = take(view.heads * most * view.features);
   scratch.head_scores = take(view.heads * most);
   scratch.scores = take(view.owners() * most);
@@ -409,7 +420,7 @@ void pass_boundaries(const Stream& stream, const LolaView& view, const CachePoli
   });
   const auto score = [&](Stage stage) {
     launch(stream, kernel, grid_of(ceil_div(scratch.most, kTileRows), view.heads, boundaries.count),
-           kTileThreads, tile_memory_bytes(view.head_dim, view.features), view, boundaries.data,
+           kTileThreads, tile_memory_bytes(view.head_dim, map_vectors(view), view.features), view, boundaries.data,
            scratch, stage);
   };
   const auto absorb = [&](Absorb what) {

@@ -14,6 +14,10 @@ bool alike(const PlanGroup& group, const PassTask& task) {
          a.seed == b.seed && group.kv_capacity == task.kv_capacity;
 }
 
+int32_t slot_of(const LolaConfig& config, int64_t position) {
+  return static_cast<int32_t>(position % (config.window_size + config.chunk_size));
+}
+
 DevicePiece piece_of(const PassTask& task, int64_t done, int64_t tokens) {
   const int64_t position = task.position + done;
   const MemoryCounts counts = counts_at(*task.config, position);
@@ -24,7 +28,7 @@ DevicePiece piece_of(const PassTask& task, int64_t done, int64_t tokens) {
           static_cast<int32_t>(counts.cache),
           static_cast<int32_t>(task.row + done),
           static_cast<int32_t>(tokens),
-          0};
+          slot_of(*task.config, window_begin(*task.config, position))};
 }
 
 DeviceBoundary boundary_of(const PassTask& task, int64_t seen) {
@@ -37,7 +41,8 @@ DeviceBoundary boundary_of(const PassTask& task, int64_t seen) {
           first_leaving,
           before.absorbed,
           static_cast<int32_t>(before.cache),
-          static_cast<int32_t>(window_begin(config, seen) - first_leaving)};
+          static_cast<int32_t>(window_begin(config, seen) - first_leaving),
+          slot_of(config, first_leaving)};
 }
 
 class Planner {

@@ -20,7 +20,7 @@ struct DevicePiece {
   int32_t cached;        // pairs in each sparse cache
   int32_t row;           // of the first token
   int32_t tokens;
-  int32_t unused;
+  int32_t window_slot;  // of the oldest pair in the ring
 };
 
 // Memory null: a place left empty, so that passes of nearly the same shape have the same kernels.
@@ -31,6 +31,7 @@ struct DeviceBoundary {
   int64_t absorbed;       // pairs in the hidden state before
   int32_t cached;
   int32_t leaving;
+  int32_t first_slot;  // of the first leaving pair in the ring
 };
 
 struct PieceSpan {

@@ -22,9 +22,15 @@ struct PairRing {
 };
 
 __device__ inline uint8_t* ring_row(const PairRing& ring, uint8_t* memory, int64_t offset,
-                                    int kv_head, int64_t position) {
-  const int64_t row = kv_head * ring.ring_capacity + position % ring.ring_capacity;
-  return memory + offset + row * ring.row_bytes;
+                                    int kv_head, int64_t slot) {
+  return memory + offset + (kv_head * ring.ring_capacity + slot) * ring.row_bytes;
+}
+
+// The slot `steps` after `slot`: a division would cost more than all else that finds a row.
+__device__ inline int64_t ring_slot(const PairRing& ring, int64_t slot, int steps) {
+  slot += steps;
+  while (slot >= ring.ring_capacity) slot -= ring.ring_capacity;
+  return slot;
 }
 
 // The pairs of the pieces' tokens enter.

@@ -47,23 +47,23 @@ struct RowSums {
 // Shared memory of a block.
 struct TileMemory {
   float* rows;     // [kTileRows, stride]
-  float* vectors;  // [kTileVectors, stride]
+  float* vectors;  // [most vectors of a tile, stride]
   float* weights;  // [max(kTileVectors, features), kWeightStride], of vectors for rows
   float* lines;    // [8, kTileRows] numbers of a row
 
   int stride;  // of rows and vectors: head_dim and 4 more, so that 8 vectors meet no bank twice
 
-  __device__ TileMemory(float* shared, int head_dim, int features) {
+  __device__ TileMemory(float* shared, int head_dim, int most_vectors, int features) {
     stride = head_dim + 4;
     rows = shared;
     vectors = rows + kTileRows * stride;
-    weights = vectors + kTileVectors * stride;
+    weights = vectors + most_vectors * stride;
     lines = weights + max(kTileVectors, features) * kWeightStride;
   }
 };
 
-inline int64_t tile_memory_bytes(int64_t head_dim, int64_t features) {
-  return 4 * ((kTileRows + kTileVectors) * (head_dim + 4) +
+inline int64_t tile_memory_bytes(int64_t head_dim, int64_t most_vectors, int64_t features) {
+  return 4 * ((kTileRows + most_vectors) * (head_dim + 4) +
               std::max<int64_t>(kTileVectors, features) * kWeightStride + 8 * kTileRows);
 }
 
@@ -76,15 +76,30 @@ __device__ inline void load_rows(const TileMemory& m, int head_dim, int count, c
   }
 }
 
+// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector.
+template <typename Row>
+__device__ inline void load_vectors(const TileMemory& m, int head_dim, int count, const Row& row) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 8
+  for (int v = threadIdx.x / 32; v < count; v += kTileThreads / 32) {
+    const auto from = row(v);
+    for (int c = lane * 4; c < head_dim; c += 128) {
+      *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) = from(c);
+    }
+  }
+}
+
 __device__ inline float dot4(const float4& a, const float4& b) {
   return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
 }
 
 // product[i][j] = row (part.rows + i) . vector (part.vectors + 8 j)
+// of the first `count` vectors.
 __device__ inline void tile_product(const TileMemory& m, const LanePart& part, int head_dim,
-                                    float product[4][4]) {
+                                    int count, float product[4][4]) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) product[i / 4][i % 4] = 0.0f;
+  if (static_cast<int>(threadIdx.x) / 32 * 32 >= count) return;
   for (int c = 0; c < head_dim; c += 4) {
     float4 a[4], b[4];
 #pragma unroll
@@ -105,7 +120,7 @@ __device__ inline void add_weighted(const TileMemory& m, const LanePart& part, i
   for (int block = 0; block < kColumnBlocks; ++block) {
     const int column = part.columns + block * kTileVectors;
     if (column >= head_dim) continue;
-#pragma unroll 4
+#pragma unroll 16
     for (int v = 0; v < count; ++v) {
       const float4 w = *reinterpret_cast<const float4*>(m.weights + v * kWeightStride + part.rows);
       const float4 x = vector(v, column);
@@ -169,16 +184,15 @@ __device__ inline void add_pairs(const TileMemory& m, const LanePart& part, int 
                                  const Rows& key, const Rows& value, const Visible& visible,
                                  float scale, ExactPart& exact) {
   const auto load = [&](const Rows& row) {
-    for (int i = threadIdx.x; i < count * (head_dim / 4); i += kTileThreads) {
-      const int v = i / (head_dim / 4), c = i % (head_dim / 4) * 4;
-      *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) = load_four<type>(row(v), c);
-    }
+    load_vectors(m, head_dim, count, [&](int v) {
+      return [from = row(v)](int c) { return load_four<type>(from, c); };
+    });
   };
   __syncthreads();
   load(key);
   __syncthreads();
   float logit[4][4], peak[4];
-  tile_product(m, part, head_dim, logit);
+  tile_product(m, part, head_dim, count, logit);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     peak[i] = exact.max[i];

@@ -19,7 +19,7 @@ __global__ void append_kernel(const __grid_constant__ PairRing ring, const Devic
   if (token >= piece.tokens) return;
   const int64_t in = static_cast<int64_t>(piece.row + token) * ring.kv_heads + kv_head;
   uint8_t* row = ring_row(ring, piece.memory, i % 2 == 0 ? ring.ring_k : ring.ring_v, kv_head,
-                          piece.position + token);
+                          (piece.position + token) % ring.ring_capacity);
   store_row<type>((i % 2 == 0 ? rows.k : rows.v) + in * ring.head_dim, ring.head_dim,
                   threadIdx.x % 32, row);
 }
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / cache.group();
   if (first >= piece.tokens) return;
   const int d = cache.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, 0);
+  const TileMemory m(shared, d, kTileVectors, 0);
   const LanePart part;
   load_rows(m, d, tokens, [&](int r) {
     return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * cache.heads + head) * d;
@@ -179,7 +179,7 @@ void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan
     } else {
       launch(stream, many_kernel<type>,
              grid_of(ceil_div(tasks.most_tokens, kTileRows), cache.heads, tasks.count),
-             kTileThreads, tile_memory_bytes(cache.head_dim, 0), cache, tasks.data, rows, half);
+             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data, rows, half);
     }
   });
 }
