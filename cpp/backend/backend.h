@@ -61,6 +61,19 @@ struct GreedyChoice {
   float logprob;
 };
 
+// Rotates q [rows, heads * head_dim] and k [rows, kv_heads * head_dim] in place; cosine and sine
+// [rows, pairs] are for the first 2 * pairs values of every head.
+struct RopeRows {
+  float* q;
+  float* k;
+  int64_t rows;
+  AttentionShape shape;
+  const float* cosine;
+  const float* sine;
+  int64_t pairs;
+  RopeLayout layout;
+};
+
 // q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim], out like q; all after RoPE.
 struct AttentionRows {
   const float* q;
@@ -91,10 +104,7 @@ class Executor {
                         float* out) = 0;
   // x [tokens, cols]; jobs share it.
   virtual void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) = 0;
-  // x [rows, heads * head_dim] in place; cosine and sine [rows, pairs] rotate the first 2 * pairs
-  // values of every head.
-  virtual void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
-                    const float* sine, int64_t pairs, RopeLayout layout) = 0;
+  virtual void rope(const RopeRows& rows) = 0;
   // gate = silu(gate) * up, [rows, width]
   virtual void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) = 0;
 

@@ -86,16 +86,14 @@ void Pass::begin() {
 
 void Pass::attention(int64_t index) {
   const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  const RopeLayout layout = h_.architecture->rope_layout;
-  const int64_t pairs = model_.rope().pairs();
   const auto norm = layer.attention_norm.as<const float>();
 
   executor_.rms_norm(w_.x, rows_, h_.dim, norm, h_.norm_eps, w_.normed);
   linear(w_.normed, {{&layer.q, w_.q}, {&layer.k, w_.k}, {&layer.v, w_.v}});
   norm_heads(w_.q, h_.heads, layer.q_norm);
   norm_heads(w_.k, h_.kv_heads, layer.k_norm);
-  executor_.rope(w_.q, rows_, h_.heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
-  executor_.rope(w_.k, rows_, h_.kv_heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
+  executor_.rope({w_.q, w_.k, rows_, {h_.heads, h_.kv_heads, h_.head_dim, 0}, w_.cosine, w_.sine,
+                  model_.rope().pairs(), h_.architecture->rope_layout});
   attend(index);
   linear(w_.attended, {{&layer.output, w_.x}}, true);
 }

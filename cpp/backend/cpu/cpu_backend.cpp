@@ -55,16 +55,19 @@ class CpuExecutor final : public Executor {
     lola::matmul(kernels_, pool_, matmul_scratch_, x, jobs.front().weight->cols, tokens, jobs);
   }
 
-  void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
-            const float* sine, int64_t pairs, RopeLayout layout) override {
+  void rope(const RopeRows& rows) override {
     const auto rotate =
-        layout == RopeLayout::kInterleaved ? kernels_.rope_interleaved : kernels_.rope_half;
-    for_rows(rows, heads * head_dim, [&](int64_t row) {
-      for (int64_t head = 0; head < heads; ++head) {
-        rotate(x + (row * heads + head) * head_dim, cosine + row * pairs, sine + row * pairs,
-               pairs);
-      }
-    });
+        rows.layout == RopeLayout::kInterleaved ? kernels_.rope_interleaved : kernels_.rope_half;
+    const auto rotate_heads = [&](float* x, int64_t heads) {
+      for_rows(rows.rows, heads * rows.shape.head_dim, [&](int64_t row) {
+        for (int64_t head = 0; head < heads; ++head) {
+          rotate(x + (row * heads + head) * rows.shape.head_dim, rows.cosine + row * rows.pairs,
+                 rows.sine + row * rows.pairs, rows.pairs);
+        }
+      });
+    };
+    rotate_heads(rows.q, rows.shape.heads);
+    rotate_heads(rows.k, rows.shape.kv_heads);
   }
 
   void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) override {

@@ -66,7 +66,7 @@ class CudaExecutor final : public Executor {
     whole.insert(whole.end(), shape.begin(), shape.end());
     graphs_.run(whole, [&](const Stream& stream) {
       stream_ = stream;
-      half_of_ = nullptr;
+      copy_of_ = nullptr;
       body();
       stream_ = device_->stream();
     });
@@ -83,8 +83,8 @@ class CudaExecutor final : public Executor {
   void rms_norm(const float* x, int64_t rows, int64_t dim, const float* weight, float eps,
                 float* out) override {
     // Norms of single heads are in place and are never multiplied as they are.
-    const HalfCopy half = x == out ? HalfCopy{nullptr, 0} : half_copy(out, rows, dim);
-    lola::rms_norm(stream_, x, rows, dim, weight, eps, out, half);
+    const ProductCopy copy = x == out ? ProductCopy{} : product_copy(out, rows, dim);
+    lola::rms_norm(stream_, x, rows, dim, weight, eps, out, copy);
   }
 
   void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) override {
@@ -99,25 +99,22 @@ class CudaExecutor final : public Executor {
         stored.push_back(own);
       }
     }
-    if (!stored.empty()) multiply(stored, cols, halves_of(x, tokens, cols));
+    if (!stored.empty()) multiply(stored, x, tokens, cols);
     for (const MatmulJob& job : jobs) {
-      if (job.out == half_of_) half_of_ = nullptr;
+      if (job.out == copy_of_) copy_of_ = nullptr;
     }
   }
 
-  void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
-            const float* sine, int64_t pairs, RopeLayout layout) override {
-    lola::rope(stream_, x, rows, heads, head_dim, cosine, sine, pairs, layout);
-  }
+  void rope(const RopeRows& rows) override { lola::rope(stream_, rows); }
 
   void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) override {
-    lola::silu_gate(stream_, gate, up, rows, width, half_copy(gate, rows, width));
+    lola::silu_gate(stream_, gate, up, rows, width, product_copy(gate, rows, width));
   }
 
   void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
                       const AttentionRows& rows) override {
-    const HalfCopy half =
-        half_copy(rows.out, token_count_, layer.shape.heads * layer.shape.head_dim);
+    const ProductCopy copy =
+        product_copy(rows.out, token_count_, layer.shape.heads * layer.shape.head_dim);
     for (const PlanGroup& group : inputs_.plan().groups) {
       const size_t first = group.tasks.front();
       const LolaView view = lola_view(layer, group.config, *tasks[first].layout,
@@ -125,7 +122,8 @@ class CudaExecutor final : public Executor {
       for (const PlanGroup::Round& round : group.rounds) {
         const PieceSpan pieces = inputs_.pieces(round);
         append_pairs(stream_, view, pieces, rows);
-        lola_attend(stream_, view, pieces, rows, half);
+        lola_attend(stream_, view, pieces, rows, copy);
+        is_rounded_ = is_rounded_ && answers_one(view) && rounds_heads(view);
         pass_boundaries(view, group.config, round);
       }
     }
@@ -133,7 +131,7 @@ class CudaExecutor final : public Executor {
 
   void softmax_attention(const AttentionShape& shape, std::span<const SoftmaxTask> tasks,
                          const AttentionRows& rows) override {
-    const HalfCopy half = half_copy(rows.out, token_count_, shape.heads * shape.head_dim);
+    const ProductCopy copy = product_copy(rows.out, token_count_, shape.heads * shape.head_dim);
     for (const PlanGroup& group : inputs_.plan().groups) {
       const size_t first = group.tasks.front();
       const KvCacheLayout& layout = *tasks[first].layout;
@@ -148,7 +146,8 @@ class CudaExecutor final : public Executor {
                           static_cast<int>(shape.head_dim)};
       const PieceSpan whole = inputs_.whole_tasks(group);
       append_pairs(stream_, ring, whole, rows);
-      softmax_attend(stream_, ring, whole, rows, half,
+      is_rounded_ = is_rounded_ && rounds_heads(ring);
+      softmax_attend(stream_, ring, whole, rows, copy,
                      get<float>(softmax_partials_, softmax_partials(ring, whole)));
     }
   }
@@ -184,34 +183,47 @@ class CudaExecutor final : public Executor {
     return memory;
   }
 
-  // Where the half copy of an activation goes that is being computed. There is one: what is
+  // Where the copies of an activation go that is being computed. There is one of each: what is
   // multiplied next is what was computed last.
-  HalfCopy half_copy(const float* of, int64_t rows, int64_t width) {
-    half_of_ = of;
-    half_rows_ = {get<__half>(halves_, rows * padded(width)), static_cast<int>(rows),
-                  static_cast<int>(padded(width))};
-    return {const_cast<__half*>(half_rows_.data), half_rows_.stride};
-  }
-
-  HalfRows halves_of(const float* x, int64_t tokens, int64_t cols) {
-    if (x != half_of_) to_halves(stream_, x, tokens, cols, half_copy(x, tokens, cols));
-    HalfRows rows = half_rows_;
-    rows.tokens = static_cast<int>(tokens);
-    return rows;
-  }
-
-  void multiply(std::span<const DeviceJob> jobs, int64_t cols, const HalfRows& x) {
-    if (x.tokens > kGemvTokens) {
-      for (const DeviceJob& job : jobs) multiply_many(job, cols, x);
-      return;
+  ProductCopy product_copy(const float* of, int64_t rows, int64_t width) {
+    copy_of_ = of;
+    is_rounded_ = rows == 1 && width % kPieceWeights == 0;
+    ProductCopy copy{get<__half>(halves_, rows * padded(width)), static_cast<int>(padded(width)), {}};
+    if (is_rounded_) {
+      copy.rounded = {get<int8_t>(rounded_, padded(width)),
+                      get<float4>(rounded_groups_, padded(width) / kPieceWeights)};
     }
-    for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
-      DeviceJobs together{};
-      for (size_t i = begin; i < std::min(jobs.size(), begin + kMaxJobs); ++i) {
-        together.job[together.count++] = jobs[i];
+    copy_ = copy;
+    return copy;
+  }
+
+  void multiply(std::span<const DeviceJob> jobs, const float* x, int64_t tokens, int64_t cols) {
+    if (x != copy_of_ || (tokens == 1 && !is_rounded_)) {
+      copy_rows(stream_, x, tokens, cols, product_copy(x, tokens, cols));
+    }
+    const HalfRows halves{copy_.halves, static_cast<int>(tokens), copy_.stride};
+    DeviceJobs in_halves{}, in_integers{};
+    const auto flush = [&](DeviceJobs& jobs_together, const auto& launch_jobs) {
+      if (jobs_together.count > 0) launch_jobs(jobs_together);
+      jobs_together.count = 0;
+    };
+    const auto run_halves = [&](const DeviceJobs& own) { gemv(stream_, own, halves); };
+    const auto run_integers = [&](const DeviceJobs& own) {
+      gemv_rounded(stream_, own, copy_.rounded);
+    };
+    for (const DeviceJob& job : jobs) {
+      if (tokens > kGemvTokens) {
+        multiply_many(job, cols, halves);
+        continue;
       }
-      gemv(stream_, together, x);
+      const bool integers = tokens == 1 && is_rounded_ && job.matrix.encoding != Encoding::kF16;
+      DeviceJobs& together = integers ? in_integers : in_halves;
+      together.job[together.count++] = job;
+      if (in_integers.count == kMaxJobs) flush(in_integers, run_integers);
+      if (in_halves.count == kMaxJobs) flush(in_halves, run_halves);
     }
+    flush(in_integers, run_integers);
+    flush(in_halves, run_halves);
   }
 
   void multiply_many(const DeviceJob& job, int64_t cols, const HalfRows& x) {
@@ -264,14 +276,17 @@ class CudaExecutor final : public Executor {
   StepGraphs graphs_{*device_};
   std::unique_ptr<Cublas> cublas_ = Cublas::find(*device_);
   DeviceScratch halves_{*device_};
+  DeviceScratch rounded_{*device_};
+  DeviceScratch rounded_groups_{*device_};
   DeviceScratch decoded_{*device_};  // one matrix as float16, for cublas
   DeviceScratch gemm_partials_{*device_};
   DeviceScratch softmax_partials_{*device_};
   DeviceScratch boundary_scratch_{*device_};
   DeviceScratch greedy_parts_{*device_};
   DeviceScratch device_choices_{*device_};
-  const float* half_of_ = nullptr;
-  HalfRows half_rows_{};
+  const float* copy_of_ = nullptr;
+  bool is_rounded_ = false;
+  ProductCopy copy_{};
   GreedyChoice* choices_ = nullptr;  // pinned
   int64_t choices_room_ = 0;
   int64_t kept_ = 0;

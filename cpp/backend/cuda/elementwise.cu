@@ -28,61 +28,89 @@ __device__ inline float block_sum(float value) {
                    plus);
 }
 
-__global__ void norm_kernel(const float* x, int dim, const float* weight, float eps, float* out,
-                            const HalfCopy half) {
-  wait_for_previous_kernel();
+// Value i of row `row`, `width` wide, into the copies; by whole warps of neighbours.
+__device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int width, float value) {
+  if (copy.halves == nullptr) return;
+  if (i < copy.stride) copy.halves[row * copy.stride + i] = scaled_half(value);
+  if (copy.rounded.q != nullptr && i < width) store_rounded(copy.rounded, i, value);
+}
+
+constexpr int kNormThreads = 512;
+constexpr int kNormValues = 8;  // of a thread, in registers; what is beyond is read twice
+
+__global__ void __launch_bounds__(kNormThreads)
+    norm_kernel(const float* x, int dim, const float* weight, float eps, float* out,
+                const __grid_constant__ ProductCopy copy) {
   const int64_t row = blockIdx.x;
   const float* in = x + row * dim;
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) squares += in[i] * in[i];
+  float weights[kNormValues], values[kNormValues], squares = 0.0f;
+#pragma unroll
+  for (int n = 0; n < kNormValues; ++n) {
+    const int i = threadIdx.x + n * kNormThreads;
+    weights[n] = i < dim ? weight[i] : 0.0f;
+  }
+  wait_for_previous_kernel();
+#pragma unroll
+  for (int n = 0; n < kNormValues; ++n) {
+    const int i = threadIdx.x + n * kNormThreads;
+    values[n] = i < dim ? in[i] : 0.0f;
+    squares += values[n] * values[n];
+  }
+  constexpr int kHeld = kNormThreads * kNormValues;
+  for (int i = kHeld + threadIdx.x; i < dim; i += kNormThreads) squares += in[i] * in[i];
   const float factor = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(dim) + eps);
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) {
-    const float value = in[i] * factor * weight[i];
-    out[row * dim + i] = value;
-    if (half.data != nullptr) half.data[row * half.stride + i] = scaled_half(value);
+  const int end = max(dim, copy.halves != nullptr ? copy.stride : 0);
+  const auto put = [&](int i, float value) {
+    if (i < dim) out[row * dim + i] = value;
+    put_copy(copy, row, i, dim, value);
+  };
+#pragma unroll
+  for (int n = 0; n < kNormValues; ++n) {
+    const int i = threadIdx.x + n * kNormThreads;
+    if (i < end) put(i, values[n] * factor * weights[n]);
   }
-  if (half.data == nullptr) return;
-  for (int i = dim + threadIdx.x; i < half.stride; i += blockDim.x) {
-    half.data[row * half.stride + i] = __half(0.0f);
+  for (int i = kHeld + threadIdx.x; i < end; i += kNormThreads) {
+    put(i, i < dim ? in[i] * factor * weight[i] : 0.0f);
   }
 }
 
-__global__ void halves_kernel(const float* x, int width, const HalfCopy half) {
+__global__ void copy_kernel(const float* x, int width, const __grid_constant__ ProductCopy copy) {
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const int i = blockIdx.y * kThreads + threadIdx.x;
-  if (i >= half.stride) return;
-  half.data[row * half.stride + i] = i < width ? scaled_half(x[row * width + i]) : __half(0.0f);
+  put_copy(copy, row, i, width, i < width ? x[row * width + i] : 0.0f);
 }
 
-__global__ void rope_kernel(float* x, int heads, int head_dim, const float* cosine,
-                            const float* sine, int pairs, bool interleaved) {
+__global__ void rope_kernel(const __grid_constant__ RopeRows rows, int pairs, int heads,
+                            int kv_heads) {
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
-  const int i = blockIdx.y * kThreads + threadIdx.x;
-  if (i >= heads * pairs) return;
-  const int head = i / pairs, pair = i % pairs;
-  float* values = x + (row * heads + head) * head_dim;
+  const int i = blockIdx.y * kThreads + threadIdx.x, head = i / pairs, pair = i % pairs;
+  if (head >= heads + kv_heads) return;
+  const int64_t head_dim = rows.shape.head_dim;
+  float* values = head < heads ? rows.q + (row * heads + head) * head_dim
+                               : rows.k + (row * kv_heads + head - heads) * head_dim;
+  const bool interleaved = rows.layout == RopeLayout::kInterleaved;
   float* first = values + (interleaved ? 2 * pair : pair);
   float* second = interleaved ? first + 1 : first + pairs;
-  const float c = cosine[row * pairs + pair], s = sine[row * pairs + pair];
+  const float c = rows.cosine[row * pairs + pair], s = rows.sine[row * pairs + pair];
   const float rotated = *first * c - *second * s;
   *second = *second * c + *first * s;
   *first = rotated;
 }
 
-__global__ void silu_kernel(float* gate, const float* up, int width, const HalfCopy half) {
+__global__ void silu_kernel(float* gate, const float* up, int width,
+                            const __grid_constant__ ProductCopy copy) {
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const int i = blockIdx.y * kThreads + threadIdx.x;
-  if (i >= half.stride) return;
   float value = 0.0f;
   if (i < width) {
     const int64_t at = row * width + i;
     value = gate[at] / (1.0f + expf(-gate[at])) * up[at];
     gate[at] = value;
   }
-  half.data[row * half.stride + i] = scaled_half(value);
+  put_copy(copy, row, i, width, value);
 }
 
 // What is known of some logits: the largest, its first place (its bits as a float), the sum of
@@ -149,29 +177,29 @@ __global__ void choose_kernel(const float4* parts, GreedyChoice* choices) {
 }  // namespace
 
 void rms_norm(const Stream& stream, const float* x, int64_t rows, int64_t dim, const float* weight,
-              float eps, float* out, const HalfCopy& half) {
-  const int threads = dim <= 1024 ? 128 : 1024;
-  launch(stream, norm_kernel, grid_of(rows), threads, 0, x, static_cast<int>(dim), weight, eps, out,
-         half);
+              float eps, float* out, const ProductCopy& copy) {
+  launch(stream, norm_kernel, grid_of(rows), kNormThreads, 0, x, static_cast<int>(dim), weight, eps,
+         out, copy);
 }
 
-void to_halves(const Stream& stream, const float* x, int64_t rows, int64_t width,
-               const HalfCopy& half) {
-  launch(stream, halves_kernel, grid_of(rows, ceil_div(half.stride, kThreads)), kThreads, 0, x,
-         static_cast<int>(width), half);
+void copy_rows(const Stream& stream, const float* x, int64_t rows, int64_t width,
+               const ProductCopy& copy) {
+  launch(stream, copy_kernel, grid_of(rows, ceil_div(copy.stride, kThreads)), kThreads, 0, x,
+         static_cast<int>(width), copy);
 }
 
-void rope(const Stream& stream, float* x, int64_t rows, int64_t heads, int64_t head_dim,
-          const float* cosine, const float* sine, int64_t pairs, RopeLayout layout) {
-  launch(stream, rope_kernel, grid_of(rows, ceil_div(heads * pairs, kThreads)), kThreads, 0, x,
-         static_cast<int>(heads), static_cast<int>(head_dim), cosine, sine, static_cast<int>(pairs),
-         layout == RopeLayout::kInterleaved);
+void rope(const Stream& stream, const RopeRows& rows) {
+  const auto heads = static_cast<int>(rows.shape.heads);
+  const auto kv_heads = static_cast<int>(rows.shape.kv_heads);
+  const auto pairs = static_cast<int>(rows.pairs);
+  launch(stream, rope_kernel, grid_of(rows.rows, ceil_div((heads + kv_heads) * pairs, kThreads)),
+         kThreads, 0, rows, pairs, heads, kv_heads);
 }
 
 void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows, int64_t width,
-               const HalfCopy& half) {
-  launch(stream, silu_kernel, grid_of(rows, ceil_div(half.stride, kThreads)), kThreads, 0, gate, up,
-         static_cast<int>(width), half);
+               const ProductCopy& copy) {
+  launch(stream, silu_kernel, grid_of(rows, ceil_div(copy.stride, kThreads)), kThreads, 0, gate, up,
+         static_cast<int>(width), copy);
 }
 
 int64_t greedy_parts(int64_t rows) { return rows * kGreedyParts; }

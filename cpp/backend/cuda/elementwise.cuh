@@ -7,27 +7,28 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/cuda_check.cuh"
+#include "backend/cuda/rounded_row.cuh"
 
 namespace lola {
 
-// The half copy that products read (HalfRows) of rows of `width` floats; null where none is kept.
-struct HalfCopy {
-  __half* data;
+// The copies of rows that products read, written beside the floats. Null where none is kept.
+struct ProductCopy {
+  __half* halves;
   int stride;
+  RoundedRow rounded;  // of a single row whose width is a multiple of 32
 };
 
 void rms_norm(const Stream& stream, const float* x, int64_t rows, int64_t dim, const float* weight,
-              float eps, float* out, const HalfCopy& half);
+              float eps, float* out, const ProductCopy& copy);
 
-void to_halves(const Stream& stream, const float* x, int64_t rows, int64_t width,
-               const HalfCopy& half);
+void copy_rows(const Stream& stream, const float* x, int64_t rows, int64_t width,
+               const ProductCopy& copy);
 
-void rope(const Stream& stream, float* x, int64_t rows, int64_t heads, int64_t head_dim,
-          const float* cosine, const float* sine, int64_t pairs, RopeLayout layout);
+void rope(const Stream& stream, const RopeRows& rows);
 
 // gate = silu(gate) * up, [rows, width]
 void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows, int64_t width,
-               const HalfCopy& half);
+               const ProductCopy& copy);
 
 // Copies row i of logits [rows, vocabulary] to destinations[i], and finds the greedy choice of
 // each. parts: scratch of greedy_parts(rows).

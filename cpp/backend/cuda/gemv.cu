@@ -65,17 +65,87 @@ struct RowTile {
   }
 };
 
-__global__ void __launch_bounds__(kWarps * 32, 4)
-    gemv_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
-  __shared__ float parts[kWarps][kSlabRows][kGemvTokens + 1];
-  int tile = blockIdx.x;
+// The job that a block works on, and its row tile.
+__device__ inline const DeviceJob& job_of(const DeviceJobs& jobs, int& tile) {
   int index = 0;
   for (; index + 1 < jobs.count; ++index) {
     const int tiles = (jobs.job[index].matrix.rows + kSlabRows - 1) / kSlabRows;
     if (tile < tiles) break;
     tile -= tiles;
   }
-  const DeviceJob& job = jobs.job[index];
+  return jobs.job[index];
+}
+
+// Products with one rounded row: sums [2] of a lane are of the rows lane / 4 and lane / 4 + 8.
+struct RoundedTile {
+  const DeviceMatrix& matrix;
+  const RoundedRow& x;
+  int tile;
+  float* sums;
+
+  template <Encoding e>
+  __device__ void run() const {
+    if constexpr (e != Encoding::kF16) run_steps<e>();
+  }
+
+  template <Encoding e>
+  __device__ void run_steps() const {
+    constexpr int kSlabs = code_vectors(e) == 1 ? 4 : 2;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    bool waited = false;
+    for (int begin = warp; begin < matrix.steps || !waited; begin += kWarps * kSlabs) {
+      Piece<e> upper[kSlabs], lower[kSlabs];
+#pragma unroll
+      for (int i = 0; i < kSlabs; ++i) {
+        const int step = min(begin + i * kWarps, matrix.steps - 1);
+        upper[i] = load_piece<e>(matrix, tile, step, lane);
+        lower[i] = load_piece<e>(matrix, tile, step, lane + 32);
+      }
+      if (!waited) wait_for_previous_kernel();
+      waited = true;
+#pragma unroll
+      for (int i = 0; i < kSlabs; ++i) {
+        const int step = begin + i * kWarps;
+        if (step >= matrix.steps) break;
+        const int piece = step * kSlabPieces + lane % 4;
+        const auto* q = reinterpret_cast<const uint4*>(x.q + piece * kPieceWeights);
+        const uint4 values[2] = {q[0], q[1]};
+        const float4 group = x.groups[piece];
+        sums[0] += rounded_product<e>(upper[i], values, group);
+        sums[1] += rounded_product<e>(lower[i], values, group);
+      }
+    }
+  }
+};
+
+__global__ void __launch_bounds__(kWarps * 32, 3)
+    rounded_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ RoundedRow x) {
+  __shared__ float parts[kWarps][kSlabRows];
+  int tile = blockIdx.x;
+  const DeviceJob& job = job_of(jobs, tile);
+  float sums[2] = {};
+  with_encoding(job.matrix.encoding, RoundedTile{job.matrix, x, tile, sums});
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
+    sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
+  }
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane % 4 < 2) parts[warp][lane / 4 + lane % 4 * 8] = lane % 4 == 0 ? sums[0] : sums[1];
+  __syncthreads();
+  const int row = tile * kSlabRows + threadIdx.x;
+  if (threadIdx.x >= kSlabRows || row >= job.matrix.rows) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int part = 0; part < kWarps; ++part) sum += parts[part][threadIdx.x];
+  finish(job, 0, row, sum * kActivationScale);
+}
+
+__global__ void __launch_bounds__(kWarps * 32, 4)
+    gemv_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
+  __shared__ float parts[kWarps][kSlabRows][kGemvTokens + 1];
+  int tile = blockIdx.x;
+  const DeviceJob& job = job_of(jobs, tile);
   float sums[4] = {};
   with_encoding(job.matrix.encoding, RowTile{job.matrix, x, tile, sums});
 
@@ -91,12 +161,20 @@ __global__ void __launch_bounds__(kWarps * 32, 4)
   finish(job, token, tile * kSlabRows + row, sum);
 }
 
+int64_t tiles_of(const DeviceJobs& jobs) {
+  int64_t tiles = 0;
+  for (int i = 0; i < jobs.count; ++i) tiles += ceil_div(jobs.job[i].matrix.rows, kSlabRows);
+  return tiles;
+}
+
 }  // namespace
 
 void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
-  int64_t tiles = 0;
-  for (int i = 0; i < jobs.count; ++i) tiles += ceil_div(jobs.job[i].matrix.rows, kSlabRows);
-  launch(stream, gemv_kernel, grid_of(tiles), kWarps * 32, 0, jobs, x);
+  launch(stream, gemv_kernel, grid_of(tiles_of(jobs)), kWarps * 32, 0, jobs, x);
+}
+
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x) {
+  launch(stream, rounded_kernel, grid_of(tiles_of(jobs)), kWarps * 32, 0, jobs, x);
 }
 
 }  // namespace lola

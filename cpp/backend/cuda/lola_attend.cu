@@ -13,7 +13,7 @@ template <PairType type>
 __global__ void __launch_bounds__(kTileThreads)
     attend_many_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
                        const __grid_constant__ AttentionRows rows,
-                       const __grid_constant__ HalfCopy half) {
+                       const __grid_constant__ ProductCopy copy) {
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int i = 0; i < kColumnBlocks * 16; ++i) {
     exact.y.value[i / 16][i / 4 % 4][i % 4] += linear.value[i / 16][i / 4 % 4][i % 4];
   }
-  const AttentionOutput output{rows.out, half, view.heads * view.head_dim};
+  const AttentionOutput output{rows.out, copy, view.heads * view.head_dim};
   for_sums(part, d, exact.y, [&](int r, int column, float value) {
     if (r < tokens) output.put(piece.row + first + r, head * d + column, value);
   });
@@ -121,11 +121,13 @@ struct SeenPairs {
   __device__ const uint8_t* value(int i) const { return row(i, view.ring_v, view.cache_v); }
 
  private:
+  // Without a branch, so that the loads of several rows can be on their way together.
   __device__ const uint8_t* row(int i, int64_t in_window, int64_t in_cache) const {
-    return i < window()
-               ? ring_row(view, piece.memory, in_window, head / view.group(),
-                          ring_slot(view, piece.window_slot, i))
-               : cache_row(view, piece.memory, in_cache, view.owner_of(head), i - window());
+    const bool recent = i < window();
+    const int64_t slot = recent ? ring_slot(view, piece.window_slot, i) : i - window();
+    const int64_t owner = recent ? head / view.group() : view.owner_of(head);
+    const int64_t capacity = recent ? view.ring_capacity : view.sparse_capacity;
+    return piece.memory + (recent ? in_window : in_cache) + (owner * capacity + slot) * view.row_bytes;
   }
 };
 
@@ -134,7 +136,7 @@ template <PairType type>
 __global__ void __launch_bounds__(kOneWarps * 32)
     attend_one_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
                       const __grid_constant__ AttentionRows rows,
-                      const __grid_constant__ HalfCopy half) {
+                      const __grid_constant__ ProductCopy copy) {
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.y];
@@ -199,14 +201,14 @@ __global__ void __launch_bounds__(kOneWarps * 32)
                                     ? mixing_weights(view.mixing, view.affine, view.gate[head], max)
                                     : MixingWeights{1.0f, 0.0f};
   const float total = weights.exact * sum + weights.linear * linear_sum;
-  const AttentionOutput output{rows.out, half, view.heads * view.head_dim};
+  const AttentionOutput output{rows.out, copy, view.heads * view.head_dim};
   for (int c = threadIdx.x; c < d; c += kOneWarps * 32) {
     float exact_y = 0.0f, linear_y = 0.0f;
     for (int w = 0; w < kOneWarps; ++w) {
       exact_y += m.exact[w * d + c];
       if (linear) linear_y += m.linear[w * d + c];
     }
-    output.put(piece.row, head * d + c,
+    output.put_rounded(piece.row, head * d + c,
                weights.exact / total * exact_y + weights.linear / total * linear_y);
   }
   if (head == 0) output.pad(piece.row);
@@ -248,18 +250,22 @@ LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
   return view;
 }
 
+bool answers_one(const LolaView& view) {
+  return one_memory_bytes(view, view.ring_capacity + view.sparse_capacity) <= kMostOneBytes;
+}
+
 void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                 const AttentionRows& rows, const HalfCopy& half) {
+                 const AttentionRows& rows, const ProductCopy& copy) {
   const int64_t one_bytes = one_memory_bytes(view, view.ring_capacity + view.sparse_capacity);
   with_pair_type(view.type, [&]<PairType type>() {
-    if (pieces.most_tokens == 1 && one_bytes <= kMostOneBytes) {
+    if (pieces.most_tokens == 1 && answers_one(view)) {
       launch(stream, attend_one_kernel<type>, grid_of(view.heads, pieces.count), kOneWarps * 32,
-             one_bytes, view, pieces.data, rows, half);
+             one_bytes, view, pieces.data, rows, copy);
     } else {
       launch(stream, attend_many_kernel<type>,
              grid_of(ceil_div(pieces.most_tokens, kTileRows), view.heads, pieces.count),
              kTileThreads, tile_memory_bytes(view.head_dim, kTileVectors, view.features), view, pieces.data, rows,
-             half);
+             copy);
     }
   });
 }

@@ -15,7 +15,7 @@ constexpr int kSelectThreads = 512;
 constexpr int kMovesInFlight = 8;    // units of a row that a thread holds
 constexpr int kSharedScores = 8192;  // more are read from device memory
 constexpr int kAbsorbFeatures = 32;  // of a block
-constexpr int kAbsorbPairs = 16;     // in shared memory at a time
+constexpr int kAbsorbPairs = 32;     // in shared memory at a time
 
 // Vectors of the tiles that features are mapped with.
 __host__ __device__ inline int map_vectors(const LolaView& view) {
@@ -31,13 +31,14 @@ __device__ inline int64_t part_of(const LolaView& view, const BoundaryScratch& s
   return (static_cast<int64_t>(boundary) * parts + part) * scratch.most;
 }
 
+// Without a branch, so that the loads of several rows can be on their way together.
 __device__ inline const uint8_t* eligible_row(const LolaView& view, const DeviceBoundary& boundary,
-                                              int owner, int64_t in_window, int64_t in_cache,
-                                              int i) {
-  const int kv_head = view.head_scope ? owner / view.group() : owner;
-  return i < boundary.cached ? cache_row(view, boundary.memory, in_cache, owner, i)
-                             : ring_row(view, boundary.memory, in_window, kv_head,
-                        ring_slot(view, boundary.first_slot, i - boundary.cached));
+                                              int owner, int64_t in_window, int64_t in_cache, int i) {
+  const bool cached = i < boundary.cached;
+  const int64_t slot = cached ? i : ring_slot(view, boundary.first_slot, i - boundary.cached);
+  const int64_t part = cached || !view.head_scope ? owner : owner / view.group();
+  const int64_t capacity = cached ? view.sparse_capacity : view.ring_capacity;
+  return boundary.memory + (cached ? in_cache : in_window) + (part * capacity + slot) * view.row_bytes;
 }
 
 // Floats of an imagined hidden state, a multiple of four.
@@ -310,6 +311,26 @@ __device__ inline void add_absorbed(const LolaView& view, const HiddenRows& hidd
   }
 }
 
+// Columns [first, first + count) of the listed rows of `from` [rows, width] go to shared memory; those
+// past the width are zero. Eight loads of a thread are on their way before the first is stored.
+__device__ inline void stage_pairs(const float* from, int width, int first, int count,
+                                   const int* list, int pairs, float* to, int stride) {
+  constexpr int kAtOnce = 8;
+  for (int begin = threadIdx.x; begin < pairs * count; begin += kAtOnce * kTileThreads) {
+    float x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = min(begin + i * kTileThreads, pairs * count - 1), c = first + at % count;
+      x[i] = c < width ? from[static_cast<int64_t>(list[at / count]) * width + c] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int at = begin + i * kTileThreads;
+      if (at < pairs * count) to[at / count * stride + at % count] = x[i];
+    }
+  }
+}
+
 // A block per kAbsorbFeatures features of a head. The pairs of a boundary are summed first and
 // added once.
 __global__ void __launch_bounds__(kTileThreads)
@@ -317,6 +338,7 @@ __global__ void __launch_bounds__(kTileThreads)
                   const __grid_constant__ BoundaryScratch scratch, Absorb what) {
   __shared__ float phi[kAbsorbPairs][kAbsorbFeatures];
   __shared__ float v[kAbsorbPairs][kMaxHeadDim];
+  __shared__ int list[kAbsorbPairs];
   wait_for_previous_kernel();
   const DeviceBoundary boundary = boundaries[blockIdx.z];
   if (boundary.memory == nullptr) return;
@@ -332,15 +354,14 @@ __global__ void __launch_bounds__(kTileThreads)
   AbsorbSums sums{};
   for (int begin = 0; begin < count; begin += kAbsorbPairs) {
     const int pairs = min(kAbsorbPairs, count - begin);
-    const auto pair = [&](int i) { return all ? begin + i : scratch.lost[own + begin + i]; };
     __syncthreads();
-    for (int i = threadIdx.x; i < pairs * kAbsorbFeatures; i += kTileThreads) {
-      const int p = i / kAbsorbFeatures, j = first + i % kAbsorbFeatures;
-      phi[p][j - first] = j < f ? scratch.features[(heads_part + pair(p)) * f + j] : 0.0f;
+    if (threadIdx.x < pairs) {
+      list[threadIdx.x] = all ? begin + threadIdx.x : scratch.lost[own + begin + threadIdx.x];
     }
-    for (int i = threadIdx.x; i < pairs * d; i += kTileThreads) {
-      v[i / d][i % d] = scratch.values[(own + pair(i / d)) * d + i % d];
-    }
+    __syncthreads();
+    stage_pairs(scratch.features + heads_part * f, f, first, kAbsorbFeatures, list, pairs, &phi[0][0],
+                kAbsorbFeatures);
+    stage_pairs(scratch.values + own * d, d, 0, d, list, pairs, &v[0][0], kMaxHeadDim);
     __syncthreads();
     for (int p = 0; p < pairs; ++p) {
       if (threadIdx.x < kAbsorbFeatures) sums.sum += phi[p][threadIdx.x];

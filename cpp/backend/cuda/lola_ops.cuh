@@ -38,9 +38,12 @@ struct LolaView : PairRing {
 LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
                    const LayerMemoryLayout& layout, int64_t offset);
 
-// Outputs of the pieces' queries, as floats and halves.
+// Whether single queries have a kernel of their own, which all their exact pairs fit.
+bool answers_one(const LolaView& view);
+
+// Outputs of the pieces' queries, and their copies; rounded where answers_one() and rounds_heads().
 void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                 const AttentionRows& rows, const HalfCopy& half);
+                 const AttentionRows& rows, const ProductCopy& copy);
 
 // Memory that boundaries share, for `boundaries` of them at a time.
 struct BoundaryScratch {

@@ -8,7 +8,7 @@
 #include <span>
 
 #include "backend/cuda/cuda_check.cuh"
-#include "backend/cuda/weight_decode.cuh"
+#include "backend/cuda/rounded_row.cuh"
 
 namespace lola {
 
@@ -41,6 +41,9 @@ constexpr int kGemvTokens = 8;  // up to here a matrix is read by gemv(), above 
 
 // All jobs in one kernel: they are read once, at the speed of the memory. tokens <= kGemvTokens.
 void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x);
+
+// The same with one token of 8-bit integers, for all but F16 weights.
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x);
 
 // Tensor cores over tiles of 128 rows by up to 128 tokens. partials: memory for split sums.
 void gemm(const Stream& stream, const DeviceJob& job, const HalfRows& x, int multiprocessors,

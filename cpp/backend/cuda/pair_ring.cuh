@@ -26,33 +26,41 @@ __device__ inline uint8_t* ring_row(const PairRing& ring, uint8_t* memory, int64
   return memory + offset + (kv_head * ring.ring_capacity + slot) * ring.row_bytes;
 }
 
-// The slot `steps` after `slot`: a division would cost more than all else that finds a row.
+// The slot `steps` <= capacity after `slot`: a division would cost more than all else that finds a
+// row, and a loop would keep loads from being in flight together.
 __device__ inline int64_t ring_slot(const PairRing& ring, int64_t slot, int steps) {
-  slot += steps;
-  while (slot >= ring.ring_capacity) slot -= ring.ring_capacity;
-  return slot;
+  const int64_t sum = slot + steps;
+  return sum >= ring.ring_capacity ? sum - ring.ring_capacity : sum;
 }
 
 // The pairs of the pieces' tokens enter.
 void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
                   const AttentionRows& rows);
 
-// Where the outputs of queries go: floats, and their half copy.
+// Where the outputs of queries go: floats, and the copies that products read.
 struct AttentionOutput {
   float* out;
-  HalfCopy half;
+  ProductCopy copy;
   int width;  // heads * head_dim
 
   __device__ void put(int64_t row, int column, float value) const {
     out[row * width + column] = value;
-    half.data[row * half.stride + column] = __float2half_rn(value * kActivationScale);
+    copy.halves[row * copy.stride + column] = __float2half_rn(value * kActivationScale);
+  }
+  // By whole warps of neighbours.
+  __device__ void put_rounded(int64_t row, int column, float value) const {
+    put(row, column, value);
+    if (copy.rounded.q != nullptr) store_rounded(copy.rounded, column, value);
   }
   // Columns past the last head, by one block.
   __device__ void pad(int64_t row) const {
-    for (int i = width + threadIdx.x; i < half.stride; i += blockDim.x) {
-      half.data[row * half.stride + i] = __half(0.0f);
+    for (int i = width + threadIdx.x; i < copy.stride; i += blockDim.x) {
+      copy.halves[row * copy.stride + i] = __half(0.0f);
     }
   }
 };
+
+// Whether a copy of one row's output is rounded by the kernels that answer one query.
+inline bool rounds_heads(const PairRing& ring) { return ring.head_dim % 32 == 0; }
 
 }  // namespace lola

@@ -76,15 +76,22 @@ __device__ inline void load_rows(const TileMemory& m, int head_dim, int count, c
   }
 }
 
-// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector.
+// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector. Eight loads of a lane
+// are on their way before the first is stored.
 template <typename Row>
 __device__ inline void load_vectors(const TileMemory& m, int head_dim, int count, const Row& row) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll 8
-  for (int v = threadIdx.x / 32; v < count; v += kTileThreads / 32) {
-    const auto from = row(v);
-    for (int c = lane * 4; c < head_dim; c += 128) {
-      *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) = from(c);
+  constexpr int kAtOnce = 8, kWarps = kTileThreads / 32;
+  const int first = threadIdx.x / 32;
+  for (int c = threadIdx.x % 32 * 4; c < head_dim; c += 128) {
+    for (int begin = first; begin < count; begin += kAtOnce * kWarps) {
+      float4 x[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) x[i] = row(min(begin + i * kWarps, count - 1))(c);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int v = begin + i * kWarps;
+        if (v < count) *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) = x[i];
+      }
     }
   }
 }

@@ -28,7 +28,7 @@ __global__ void append_kernel(const __grid_constant__ PairRing ring, const Devic
 template <PairType type>
 __global__ void __launch_bounds__(kTileThreads)
     many_kernel(const __grid_constant__ PairRing cache, const DevicePiece* pieces,
-                const __grid_constant__ AttentionRows rows, const __grid_constant__ HalfCopy half) {
+                const __grid_constant__ AttentionRows rows, const __grid_constant__ ProductCopy copy) {
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kTileThreads)
   float weight[4];
   for (int i = 0; i < 4; ++i) weight[i] = 1.0f / exact.sum[i];
   exact.y.scale(weight);
-  const AttentionOutput output{rows.out, half, cache.heads * d};
+  const AttentionOutput output{rows.out, copy, cache.heads * d};
   for_sums(part, d, exact.y, [&](int r, int column, float value) {
     if (r < tokens) output.put(piece.row + first + r, head * d + column, value);
   });
@@ -148,7 +148,7 @@ __global__ void merge_kernel(const __grid_constant__ PairRing cache, const Devic
       y += weight * p[c];
       sum += weight * p[d + 1];
     }
-    output.put(row, head * d + c, y / sum);
+    output.put_rounded(row, head * d + c, y / sum);
   }
   if (head == 0) output.pad(row);
 }
@@ -169,17 +169,17 @@ int64_t softmax_partials(const PairRing& cache, const PieceSpan& tasks) {
 }
 
 void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan& tasks,
-                    const AttentionRows& rows, const HalfCopy& half, float* partials) {
+                    const AttentionRows& rows, const ProductCopy& copy, float* partials) {
   with_pair_type(cache.type, [&]<PairType type>() {
     if (tasks.most_tokens == 1) {
       launch(stream, one_kernel<type>, grid_of(kSplits, cache.heads, tasks.count), kOneWarps * 32,
              (1 + kOneWarps) * cache.head_dim * 4, cache, tasks.data, rows, partials);
       launch(stream, merge_kernel, grid_of(cache.heads, tasks.count), 128, 0, cache, tasks.data,
-             partials, AttentionOutput{rows.out, half, cache.heads * cache.head_dim});
+             partials, AttentionOutput{rows.out, copy, cache.heads * cache.head_dim});
     } else {
       launch(stream, many_kernel<type>,
              grid_of(ceil_div(tasks.most_tokens, kTileRows), cache.heads, tasks.count),
-             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data, rows, half);
+             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data, rows, copy);
     }
   });
 }

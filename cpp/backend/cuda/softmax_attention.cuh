@@ -7,7 +7,7 @@ namespace lola {
 
 // partials: softmax_partials() floats.
 void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan& tasks,
-                    const AttentionRows& rows, const HalfCopy& half, float* partials);
+                    const AttentionRows& rows, const ProductCopy& copy, float* partials);
 int64_t softmax_partials(const PairRing& cache, const PieceSpan& tasks);
 
 }  // namespace lola

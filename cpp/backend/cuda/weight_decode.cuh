@@ -185,14 +185,19 @@ __device__ inline uint4 code_table() {
   return {0xBFAD9881u, 0xF6EADDCFu, 0x26190D01u, 0x71594535u};
 }
 
-// Eight nibbles, each an index into the table.
-__device__ inline void table_codes(uint4 table, uint32_t word, __half2 out[4]) {
+// What eight nibbles choose: of the first four, then of the others.
+__device__ inline void table_bytes(uint4 table, uint32_t word, uint32_t& first, uint32_t& second) {
   const uint32_t blend = 0x32103210u | (word & 0x88888888u) >> 1;
   const uint32_t index = word & 0x77777777u;
-  const uint32_t first = __byte_perm(__byte_perm(table.x, table.y, index),
+  first = __byte_perm(__byte_perm(table.x, table.y, index),
                                      __byte_perm(table.z, table.w, index), blend);
-  const uint32_t second = __byte_perm(__byte_perm(table.x, table.y, index >> 16),
+  second = __byte_perm(__byte_perm(table.x, table.y, index >> 16),
                                       __byte_perm(table.z, table.w, index >> 16), blend >> 16);
+}
+
+__device__ inline void table_codes(uint4 table, uint32_t word, __half2 out[4]) {
+  uint32_t first, second;
+  table_bytes(table, word, first, second);
   out[0] = byte_codes(__byte_perm(first, second, 0x0400));
   out[1] = byte_codes(__byte_perm(first, second, 0x0501));
   out[2] = byte_codes(__byte_perm(first, second, 0x0602));
@@ -214,12 +219,12 @@ __device__ inline void decode_eight(const Piece<e>& piece, const Factors& f, int
   }
   if constexpr (code_vectors(e) == 2) {
     const uint4 codes = piece.codes[index / 2];
-    const uint32_t first = component(codes, index % 2 * 2),
-                   second = component(codes, index % 2 * 2 + 1);
-    out[0] = byte_codes(__byte_perm(first, 0, 0x4140));
-    out[1] = byte_codes(__byte_perm(first, 0, 0x4342));
-    out[2] = byte_codes(__byte_perm(second, 0, 0x4140));
-    out[3] = byte_codes(__byte_perm(second, 0, 0x4342));
+    const uint32_t first = component(codes, index % 2 * 2);
+    const uint32_t second = component(codes, index % 2 * 2 + 1);
+    out[0] = byte_codes(first);
+    out[1] = byte_codes(second);
+    out[2] = byte_codes(first >> 8);
+    out[3] = byte_codes(second >> 8);
   } else if constexpr (e == Encoding::kIQ4_NL || e == Encoding::kIQ4_XS || e == Encoding::kMXFP4) {
     table_codes(code_table<e>(), component(piece.codes[0], index), out);
   } else if constexpr (code_vectors(e) == 1) {

@@ -251,6 +251,14 @@ class Store {
     return row % kSlabRows * kSlabPieces + piece % kSlabPieces;
   }
 
+  // Of eight weights of 8 bits 0, 4, 1, 5 are one word, 2, 6, 3, 7 the other: what masking a word of
+  // nibbles gives too, once with and once without a shift.
+  void put_bytes(int64_t row, int64_t piece, const uint8_t* codes) {
+    uint8_t ordered[kPiece];
+    for (int i = 0; i < kPiece; ++i) ordered[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = codes[i];
+    put_codes(row, piece, ordered);
+  }
+
   // Codes are cut into vectors of 16 bytes, each in a sub-plane of the slab.
   void put_codes(int64_t row, int64_t piece, const uint8_t* codes) {
     const int64_t vectors = bytes_.codes / 16;
@@ -276,9 +284,13 @@ class Store {
   }
 
   void put_piece(const PieceCodes& codes, int64_t row, int64_t piece) {
-    uint8_t packed[kPiece];
-    if (bytes_.codes == 16) pack_nibbles(codes.code, packed);
-    put_codes(row, piece, bytes_.codes == 16 ? packed : codes.code);
+    if (bytes_.codes == 16) {
+      uint8_t packed[16];
+      pack_nibbles(codes.code, packed);
+      put_codes(row, piece, packed);
+    } else {
+      put_bytes(row, piece, codes.code);
+    }
     if (bytes_.high > 0) {
       pack_high(codes.code, static_cast<int>(bytes_.high / 4),
                 plane(layout_.high, bytes_.high, row, piece));
@@ -314,7 +326,7 @@ class Store {
     format_.unpack(data, cols_ / format_.block_size, q.data(), scale.data(), min.data());
     for (int64_t piece = 0; piece < cols_ / kPieceWeights; ++piece) {
       const int64_t begin = piece * kPieceWeights;
-      put_codes(row, piece, reinterpret_cast<const uint8_t*>(q.data() + begin));
+      put_bytes(row, piece, reinterpret_cast<const uint8_t*>(q.data() + begin));
       const auto first = static_cast<size_t>(begin / format_.group_size);
       const auto second = static_cast<size_t>((begin + kPieceWeights / 2) / format_.group_size);
       const float factors[4] = {scale[first], scale[second], min[first], min[second]};
