@@ -24,9 +24,9 @@ class CudaBackend final : public Backend {
   int64_t pass_tokens() const override { return 2048; }
 
   void check(const AttentionShape& shape) const override {
-    if (shape.head_dim % 4 != 0 || shape.head_dim > kMaxHeadDim) {
+    if (shape.head_dim % 8 != 0 || shape.head_dim > kMaxHeadDim) {
       throw UnsupportedError(message("device cuda: found heads of ", shape.head_dim,
-                                     ", wanted a multiple of 4, at most ", kMaxHeadDim));
+                                     ", wanted a multiple of 8, at most ", kMaxHeadDim));
     }
     if (shape.feature_size > kMaxFeatures) {
       throw UnsupportedError(message("device cuda: found feature maps of ", shape.feature_size,

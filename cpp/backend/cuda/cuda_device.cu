@@ -30,7 +30,7 @@ CudaDevice::CudaDevice() {
     throw DeviceError(message("device cuda: found ", name_, " of compute capability ",
                               properties.major, ".", properties.minor, ", wanted 8.0 or newer"));
   }
-  stream_.overlaps = properties.major >= 9 && getenv("LOLA_NO_OVERLAP") == nullptr;
+  stream_.overlaps = properties.major >= 9;
   cuda_check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "stream");
   cudaMemPoolProps pool{};
   pool.allocType = cudaMemAllocationTypePinned;

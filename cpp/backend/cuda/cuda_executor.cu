@@ -23,11 +23,18 @@ int64_t padded(int64_t columns) { return ceil_div(columns, kSlabColumns) * kSlab
 class CudaExecutor final : public Executor {
  public:
   explicit CudaExecutor(std::shared_ptr<CudaDevice> device)
-      : device_(std::move(device)), stream_(device_->stream()) {}
+      : device_(std::move(device)), stream_(device_->stream()), beside_(stream_) {
+    cuda_check(cudaStreamCreateWithFlags(&beside_.handle, cudaStreamNonBlocking), "stream");
+    cuda_check(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "event");
+    cuda_check(cudaEventCreateWithFlags(&joined_, cudaEventDisableTiming), "event");
+  }
 
   ~CudaExecutor() override {
     cudaStreamSynchronize(device_->stream().handle);
     if (choices_ != nullptr) cudaFreeHost(choices_);
+    cudaEventDestroy(forked_);
+    cudaEventDestroy(joined_);
+    cudaStreamDestroy(beside_.handle);
   }
 
   void upload(void* to, const void* from_host, int64_t bytes) override {
@@ -122,9 +129,8 @@ class CudaExecutor final : public Executor {
       for (const PlanGroup::Round& round : group.rounds) {
         const PieceSpan pieces = inputs_.pieces(round);
         append_pairs(stream_, view, pieces, rows);
-        lola_attend(stream_, view, pieces, rows, copy);
+        attend_and_pass(view, group.config, round, pieces, rows, copy);
         is_rounded_ = is_rounded_ && answers_one(view) && rounds_heads(view);
-        pass_boundaries(view, group.config, round);
       }
     }
   }
@@ -143,7 +149,8 @@ class CudaExecutor final : public Executor {
                           layout.pair_type(),
                           static_cast<int>(shape.heads),
                           static_cast<int>(shape.kv_heads),
-                          static_cast<int>(shape.head_dim)};
+                          static_cast<int>(shape.head_dim),
+                          static_cast<int>(shape.group_size())};
       const PieceSpan whole = inputs_.whole_tasks(group);
       append_pairs(stream_, ring, whole, rows);
       is_rounded_ = is_rounded_ && rounds_heads(ring);
@@ -237,19 +244,42 @@ class CudaExecutor final : public Executor {
     gemm(stream_, job, x, device_->multiprocessors(), get<float>(gemm_partials_, partials));
   }
 
-  void pass_boundaries(const LolaView& view, const LolaConfig& config,
-                       const PlanGroup::Round& round) {
+  // Scores depend on what queries depend on, and not on their answers: where a piece is long both are
+  // computed side by side.
+  void attend_and_pass(const LolaView& view, const LolaConfig& config,
+                       const PlanGroup::Round& round, const PieceSpan& pieces,
+                       const AttentionRows& rows, const ProductCopy& copy) {
     const int64_t most = view.sparse_capacity + config.chunk_size;
     const int64_t each = boundary_scratch_bytes(view, most);
     const int64_t at_once =
         std::clamp<int64_t>(kBoundaryBytes / each, 1, std::max<int64_t>(round.boundaries, 1));
+    // Taken before the streams part: memory that grows is cleared on the first of them.
+    auto* memory = get<uint8_t>(boundary_scratch_, each * std::min(at_once, round.boundaries));
+    const bool beside = pieces.most_tokens > 1 && round.boundaries > 0;
+    if (beside) fork_stream();
+    if (!beside) lola_attend(stream_, view, pieces, rows, copy);
     for (int64_t begin = 0; begin < round.boundaries; begin += at_once) {
-      const int64_t count = std::min(at_once, round.boundaries - begin);
-      const BoundaryScratch scratch =
-          boundary_scratch(view, most, count, get<uint8_t>(boundary_scratch_, each * count));
-      lola::pass_boundaries(stream_, view, *config.policy,
-                            {inputs_.boundaries(round) + begin, static_cast<int>(count)}, scratch);
+      const BoundarySpan span{inputs_.boundaries(round) + begin,
+                              static_cast<int>(std::min(at_once, round.boundaries - begin))};
+      const BoundaryScratch scratch = boundary_scratch(view, most, span.count, memory);
+      score_boundaries(beside && begin == 0 ? beside_ : stream_, view, *config.policy, span, scratch);
+      if (beside && begin == 0) {
+        lola_attend(stream_, view, pieces, rows, copy);
+        join_stream();
+      }
+      settle_boundaries(stream_, view, span, scratch);
     }
+  }
+
+  // beside_ goes on from where stream_ is.
+  void fork_stream() {
+    cuda_check(cudaEventRecord(forked_, stream_.handle), "event");
+    cuda_check(cudaStreamWaitEvent(beside_.handle, forked_, 0), "event");
+  }
+  // stream_ goes on once beside_ has done what it was given.
+  void join_stream() {
+    cuda_check(cudaEventRecord(joined_, beside_.handle), "event");
+    cuda_check(cudaStreamWaitEvent(stream_.handle, joined_, 0), "event");
   }
 
   void make_room_for_choices(int64_t rows) {
@@ -269,6 +299,8 @@ class CudaExecutor final : public Executor {
 
   std::shared_ptr<CudaDevice> device_;
   Stream stream_;  // the device's, or one that records
+  Stream beside_;  // for what may run at the same time
+  cudaEvent_t forked_ = nullptr, joined_ = nullptr;
   std::span<const PassTask> tasks_;
   int64_t token_count_ = 0;
   UploadBuffers uploads_{*device_};

@@ -35,8 +35,8 @@ __device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int
   if (copy.rounded.q != nullptr && i < width) store_rounded(copy.rounded, i, value);
 }
 
-constexpr int kNormThreads = 512;
-constexpr int kNormValues = 8;  // of a thread, in registers; what is beyond is read twice
+constexpr int kNormThreads = 1024;
+constexpr int kNormValues = 4;  // of a thread, in registers; what is beyond is read twice
 
 __global__ void __launch_bounds__(kNormThreads)
     norm_kernel(const float* x, int dim, const float* weight, float eps, float* out,

@@ -76,7 +76,18 @@ __device__ inline const DeviceJob& job_of(const DeviceJobs& jobs, int& tile) {
   return jobs.job[index];
 }
 
+// How the one-token kernel is cut: long rows among more warps, so that two blocks fill a
+// multiprocessor; slabs: that a warp has on their way at a time.
+struct Short {
+  static constexpr int kWarps = 8, kBlocks = 3, kSlabs = 4;
+};
+struct Long {
+  static constexpr int kWarps = 16, kBlocks = 2, kSlabs = 2;
+};
+constexpr int kLongSteps = 64;
+
 // Products with one rounded row: sums [2] of a lane are of the rows lane / 4 and lane / 4 + 8.
+template <typename Cut>
 struct RoundedTile {
   const DeviceMatrix& matrix;
   const RoundedRow& x;
@@ -90,7 +101,8 @@ struct RoundedTile {
 
   template <Encoding e>
   __device__ void run_steps() const {
-    constexpr int kSlabs = code_vectors(e) == 1 ? 4 : 2;
+    constexpr int kSlabs = code_vectors(e) == 1 ? Cut::kSlabs : 2;
+    constexpr int kWarps = Cut::kWarps;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     bool waited = false;
     for (int begin = warp; begin < matrix.steps || !waited; begin += kWarps * kSlabs) {
@@ -118,13 +130,14 @@ struct RoundedTile {
   }
 };
 
-__global__ void __launch_bounds__(kWarps * 32, 3)
+template <typename Cut>
+__global__ void __launch_bounds__(Cut::kWarps * 32, Cut::kBlocks)
     rounded_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ RoundedRow x) {
-  __shared__ float parts[kWarps][kSlabRows];
+  __shared__ float parts[Cut::kWarps][kSlabRows];
   int tile = blockIdx.x;
   const DeviceJob& job = job_of(jobs, tile);
   float sums[2] = {};
-  with_encoding(job.matrix.encoding, RoundedTile{job.matrix, x, tile, sums});
+  with_encoding(job.matrix.encoding, RoundedTile<Cut>{job.matrix, x, tile, sums});
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
@@ -137,7 +150,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3)
   if (threadIdx.x >= kSlabRows || row >= job.matrix.rows) return;
   float sum = 0.0f;
 #pragma unroll
-  for (int part = 0; part < kWarps; ++part) sum += parts[part][threadIdx.x];
+  for (int part = 0; part < Cut::kWarps; ++part) sum += parts[part][threadIdx.x];
   finish(job, 0, row, sum * kActivationScale);
 }
 
@@ -174,7 +187,10 @@ void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
 }
 
 void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x) {
-  launch(stream, rounded_kernel, grid_of(tiles_of(jobs)), kWarps * 32, 0, jobs, x);
+  const auto run = [&]<typename Cut>(Cut) {
+    launch(stream, rounded_kernel<Cut>, grid_of(tiles_of(jobs)), Cut::kWarps * 32, 0, jobs, x);
+  };
+  jobs.job[0].matrix.steps < kLongSteps ? run(Short()) : run(Long());
 }
 
 }  // namespace lola

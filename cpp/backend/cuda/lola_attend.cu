@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kTileThreads)
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / view.group();
+  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / view.group;
   if (first >= piece.tokens) return;
   const int d = view.head_dim, tokens = min(kTileRows, piece.tokens - first);
   const TileMemory m(shared, d, kTileVectors, view.features);
@@ -111,7 +111,7 @@ int64_t one_memory_bytes(const LolaView& view, int64_t pairs) {
 struct SeenPairs {
   const LolaView& view;
   const DevicePiece& piece;
-  int head;
+  int kv_head, owner;
 
   __device__ int window() const {
     return static_cast<int>(piece.position + 1 - piece.window_begin);
@@ -125,9 +125,9 @@ struct SeenPairs {
   __device__ const uint8_t* row(int i, int64_t in_window, int64_t in_cache) const {
     const bool recent = i < window();
     const int64_t slot = recent ? ring_slot(view, piece.window_slot, i) : i - window();
-    const int64_t owner = recent ? head / view.group() : view.owner_of(head);
+    const int64_t part = recent ? kv_head : owner;
     const int64_t capacity = recent ? view.ring_capacity : view.sparse_capacity;
-    return piece.memory + (recent ? in_window : in_cache) + (owner * capacity + slot) * view.row_bytes;
+    return piece.memory + (recent ? in_window : in_cache) + (part * capacity + slot) * view.row_bytes;
   }
 };
 
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.y];
   const int head = blockIdx.x, d = view.head_dim, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const SeenPairs pairs{view, piece, head};
+  const SeenPairs pairs{view, piece, head / view.group, view.owner_of(head)};
   const int count = pairs.count();
   const OneMemory m(shared, view, count);
   const float* q = rows.q + (static_cast<int64_t>(piece.row) * view.heads + head) * d;
@@ -149,14 +149,14 @@ __global__ void __launch_bounds__(kOneWarps * 32)
   __syncthreads();
   one_products(
       m.q, d, count, 1.0f / sqrtf(static_cast<float>(d)),
-      [&](int i, int c) { return load_four<type>(pairs.key(i), c); }, m.logits);
+      [&](int i, int c) { return load_eight<type>(pairs.key(i), c); }, m.logits);
   const bool linear = piece.absorbed > 0;
   if (linear) {
     const int f = static_cast<int>(view.map.map_size);
     const float* w = view.query_map + static_cast<int64_t>(head) * f * d;
     one_products(
         m.q, d, f, 1.0f,
-        [&](int i, int c) { return *reinterpret_cast<const float4*>(w + i * d + c); }, m.phi);
+        [&](int i, int c) { return load_eight(w + i * d + c); }, m.phi);
     __syncthreads();
     if (warp == 0) {
       for (int j = lane; j < f && view.map.skip; j += 32) m.phi[j] += m.q[j];
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
         sum += w;
         return w;
       },
-      [&](int i, int c) { return load_four<type>(pairs.value(i), c); }, m.exact);
+      [&](int i, int c) { return load_eight<type>(pairs.value(i), c); }, m.exact);
   if (linear) {
     const HiddenRows hidden = hidden_rows(view, piece.memory, head);
     const auto weight = [&](int j) {
@@ -185,14 +185,17 @@ __global__ void __launch_bounds__(kOneWarps * 32)
       return m.phi[j];
     };
     const auto row = [&](int j, int c) {
-      float4 x = *reinterpret_cast<const float4*>(hidden.state + static_cast<int64_t>(j) * d + c);
+      Eight x = load_eight(hidden.state + static_cast<int64_t>(j) * d + c);
       if (hidden.pending_state == nullptr) return x;
-      const float4 p =
-          *reinterpret_cast<const float4*>(hidden.pending_state + static_cast<int64_t>(j) * d + c);
-      return float4{x.x + p.x, x.y + p.y, x.z + p.z, x.w + p.w};
+      const Eight p = load_eight(hidden.pending_state + static_cast<int64_t>(j) * d + c);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) x.v[n] += p.v[n];
+      return x;
     };
     one_weighted(d, view.features, weight, row, m.linear);
   }
+  sum += __shfl_xor_sync(~0u, sum, 16);  // of both half warps
+  linear_sum += __shfl_xor_sync(~0u, linear_sum, 16);
   if (lane == 0) m.numbers[warp] = sum, m.numbers[kOneWarps + warp] = linear_sum;
   __syncthreads();
   sum = linear_sum = 0.0f;
@@ -236,6 +239,7 @@ LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
   view.heads = static_cast<int>(layer.shape.heads);
   view.kv_heads = static_cast<int>(layer.shape.kv_heads);
   view.head_dim = static_cast<int>(layer.shape.head_dim);
+  view.group = static_cast<int>(layer.shape.group_size());
   view.features = static_cast<int>(layer.shape.feature_size);
   view.head_scope = config.scope == Scope::kHead;
   view.affine = config.affine;

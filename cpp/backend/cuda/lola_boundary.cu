@@ -31,12 +31,21 @@ __device__ inline int64_t part_of(const LolaView& view, const BoundaryScratch& s
   return (static_cast<int64_t>(boundary) * parts + part) * scratch.most;
 }
 
+// Who owns a sparse cache, and whose window its pairs come from.
+struct Owner {
+  int index;
+  int kv_head;
+
+  __device__ Owner(const LolaView& view, int owner)
+      : index(owner), kv_head(view.head_scope ? owner / view.group : owner) {}
+};
+
 // Without a branch, so that the loads of several rows can be on their way together.
 __device__ inline const uint8_t* eligible_row(const LolaView& view, const DeviceBoundary& boundary,
-                                              int owner, int64_t in_window, int64_t in_cache, int i) {
+                                              const Owner& owner, int64_t in_window, int64_t in_cache, int i) {
   const bool cached = i < boundary.cached;
   const int64_t slot = cached ? i : ring_slot(view, boundary.first_slot, i - boundary.cached);
-  const int64_t part = cached || !view.head_scope ? owner : owner / view.group();
+  const int64_t part = cached ? owner.index : owner.kv_head;
   const int64_t capacity = cached ? view.sparse_capacity : view.ring_capacity;
   return boundary.memory + (cached ? in_cache : in_window) + (part * capacity + slot) * view.row_bytes;
 }
@@ -55,10 +64,9 @@ __device__ inline float* imagined_state(const LolaView& view, const BoundaryScra
 
 // SRE of a lane's rows: the squares summed over all columns.
 template <PairType type>
-__device__ inline void recall_errors(const TileMemory& m, const LanePart& part,
-                                     const LolaView& view, const DeviceBoundary& boundary, int head,
-                                     int first, int count, const HiddenRows* hidden,
-                                     float errors[4]) {
+__device__ inline void recall_errors(const TileMemory& m, const LanePart& part, const LolaView& view,
+                                     const DeviceBoundary& boundary, const Owner& owner, int first,
+                                     int count, const HiddenRows* hidden, float errors[4]) {
   RowSums y;
   float sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
   if (hidden != nullptr) read_hidden(m, part, *hidden, view.features, view.head_dim, y, sum);
@@ -68,7 +76,7 @@ __device__ inline void recall_errors(const TileMemory& m, const LanePart& part,
     const int pair = first + part.rows + i;
     if (pair >= count) continue;
     const uint8_t* row =
-        eligible_row(view, boundary, view.owner_of(head), view.ring_v, view.cache_v, pair);
+        eligible_row(view, boundary, owner, view.ring_v, view.cache_v, pair);
 #pragma unroll
     for (int block = 0; block < kColumnBlocks; ++block) {
       const int column = part.columns + block * kTileVectors;
@@ -85,6 +93,32 @@ __device__ inline void recall_errors(const TileMemory& m, const LanePart& part,
   over_block(errors, part, m.lines, [](float a, float b) { return a + b; });
 }
 
+// m.rows = the stored rows row(r), of the first `count`; zero for the others. A warp has four.
+template <PairType type, typename Row>
+__device__ inline void load_pairs(const TileMemory& m, int d, int count, const Row& row) {
+  constexpr int kRows = kTileRows * 32 / kTileThreads;
+  const int first = threadIdx.x / 32 * kRows;
+  for (int c = threadIdx.x % 32 * 4; c < d; c += 128) {
+    float4 x[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) x[r] = load_four<type>(row(min(first + r, count - 1)), c);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      *reinterpret_cast<float4*>(m.rows + (first + r) * m.stride + c) = first + r < count ? x[r] : float4{};
+    }
+  }
+}
+
+// to [count, d] = the stored rows row(r), as floats.
+template <PairType type, typename Row>
+__device__ inline void copy_values(int d, int count, float* to, const Row& row) {
+  for (int r = threadIdx.x / 32; r < count; r += kTileThreads / 32) {
+    for (int c = threadIdx.x % 32 * 4; c < d; c += 128) {
+      *reinterpret_cast<float4*>(to + static_cast<int64_t>(r) * d + c) = load_four<type>(row(r), c);
+    }
+  }
+}
+
 // A block per 16 eligible pairs of one head: their features, and where pairs compete their scores.
 template <PairType type, size_t policy>
 __global__ void __launch_bounds__(kTileThreads)
@@ -93,33 +127,28 @@ __global__ void __launch_bounds__(kTileThreads)
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DeviceBoundary boundary = boundaries[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y, owner = view.owner_of(head);
+  const int first = blockIdx.x * kTileRows, head = blockIdx.y;
+  const Owner owner(view, view.owner_of(head));
   const int count = boundary.cached + boundary.leaving, d = view.head_dim;
   if (boundary.memory == nullptr || first >= count) return;
   const TileMemory m(shared, d, map_vectors(view), view.features);
   const LanePart part;
-  const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner);
-  const bool speaks = view.head_scope || head % view.group() == 0;  // for its owner
-  for (int i = threadIdx.x; i < kTileRows * (d / 4); i += kTileThreads) {
-    const int r = i / (d / 4), c = i % (d / 4) * 4, pair = first + r;
-    float4 k{};
-    if (pair < count) {
-      k = load_four<type>(eligible_row(view, boundary, owner, view.ring_k, view.cache_k, pair), c);
-      if (speaks) {
-        *reinterpret_cast<float4*>(scratch.values + (own + pair) * d + c) = load_four<type>(
-            eligible_row(view, boundary, owner, view.ring_v, view.cache_v, pair), c);
-      }
-    }
-    *reinterpret_cast<float4*>(m.rows + r * m.stride + c) = k;
+  const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner.index);
+  const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
+  load_pairs<type>(m, d, min(kTileRows, count - first), [&](int r) {
+    return eligible_row(view, boundary, owner, view.ring_k, view.cache_k, first + r);
+  });
+  if (speaks) {
+    copy_values<type>(d, min(kTileRows, count - first), scratch.values + (own + first) * d, [&](int r) {
+      return eligible_row(view, boundary, owner, view.ring_v, view.cache_v, first + r);
+    });
   }
   map_rows(m, part, view.map, view.key_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
   const int64_t heads_part = part_of(view, scratch, blockIdx.z, view.heads, head);
-  for (int i = threadIdx.x; i < kTileRows * view.features; i += kTileThreads) {
-    const int r = i / view.features, j = i % view.features;
-    if (first + r < count) {
-      scratch.features[(heads_part + first + r) * view.features + j] =
-          m.weights[j * kWeightStride + r];
-    }
+  const int row = threadIdx.x / 8;  // 8 lanes write its features
+  float* features = scratch.features + (heads_part + first + row) * view.features;
+  for (int j = threadIdx.x % 8; j < view.features && first + row < count; j += 8) {
+    features[j] = m.weights[j * kWeightStride + row];
   }
   if (stage == Stage::kFeatures || view.sparse_capacity == 0 || count <= view.sparse_capacity)
     return;
@@ -133,7 +162,7 @@ __global__ void __launch_bounds__(kTileThreads)
       hidden = {state, state + static_cast<int64_t>(view.features) * d, nullptr, nullptr};
     }
     const bool empty = kPolicy.recall_from == RecallFrom::kStateBefore && boundary.absorbed == 0;
-    recall_errors<type>(m, part, view, boundary, head, first, count, empty ? nullptr : &hidden,
+    recall_errors<type>(m, part, view, boundary, owner, first, count, empty ? nullptr : &hidden,
                         errors);
   }
   for (int i = 0; i < 4; ++i) {
@@ -150,7 +179,7 @@ __global__ void __launch_bounds__(kTileThreads)
     const int64_t position =
         pair < boundary.cached
             ? reinterpret_cast<const int64_t*>(
-                  boundary.memory + view.cache_position)[owner * view.sparse_capacity + pair]
+                  boundary.memory + view.cache_position)[owner.index * view.sparse_capacity + pair]
             : boundary.first_leaving + pair - boundary.cached;
     const PairFacts facts{.recall_error = errors[i],
                           .key_norm2 = norms[i],
@@ -169,28 +198,32 @@ __global__ void __launch_bounds__(kTileThreads)
 // Copies the kept rows to the front of the cache, in order. A row only moves to a place at or
 // before its own, so what a batch overwrites was read by it or by a batch before.
 template <typename Unit>
-__device__ void move_rows(const LolaView& view, const DeviceBoundary& boundary, int owner,
+__device__ void move_rows(const LolaView& view, const DeviceBoundary& boundary, const Owner& owner,
                           const int* source, int kept, int64_t in_window, int64_t in_cache) {
-  const auto units = static_cast<uint32_t>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-  const uint32_t total = static_cast<uint32_t>(kept) * units;
-  auto* to = reinterpret_cast<Unit*>(cache_row(view, boundary.memory, in_cache, owner, 0));
-  for (uint32_t begin = 0; begin < total; begin += kSelectThreads * kMovesInFlight) {
-    Unit held[kMovesInFlight];
+  const int units = static_cast<int>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
+  auto* to = reinterpret_cast<Unit*>(cache_row(view, boundary.memory, in_cache, owner.index, 0));
+  // Rows of up to kSelectThreads units: several at a time, a thread per unit.
+  const int rows = max(1, kSelectThreads / units), lanes = min(units, kSelectThreads);
+  const int row = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
+  const bool moves = row < rows;
+  for (int begin = 0; begin < kept; begin += rows * kMovesInFlight) {
+    for (int unit = lane; unit < units; unit += lanes) {
+      Unit held[kMovesInFlight];
 #pragma unroll
-    for (uint32_t i = 0; i < kMovesInFlight; ++i) {
-      const uint32_t at = begin + i * kSelectThreads + threadIdx.x;
-      if (at >= total) continue;
-      const uint8_t* row =
-          eligible_row(view, boundary, owner, in_window, in_cache, source[at / units]);
-      held[i] = reinterpret_cast<const Unit*>(row)[at % units];
-    }
-    __syncthreads();
+      for (int i = 0; i < kMovesInFlight; ++i) {
+        const int place = begin + i * rows + row;
+        if (!moves || place >= kept) continue;
+        const uint8_t* from = eligible_row(view, boundary, owner, in_window, in_cache, source[place]);
+        held[i] = reinterpret_cast<const Unit*>(from)[unit];
+      }
+      __syncthreads();
 #pragma unroll
-    for (uint32_t i = 0; i < kMovesInFlight; ++i) {
-      const uint32_t at = begin + i * kSelectThreads + threadIdx.x;
-      if (at < total) to[at] = held[i];
+      for (int i = 0; i < kMovesInFlight; ++i) {
+        const int place = begin + i * rows + row;
+        if (moves && place < kept) to[static_cast<int64_t>(place) * units + unit] = held[i];
+      }
+      __syncthreads();
     }
-    __syncthreads();
   }
 }
 
@@ -211,7 +244,7 @@ __device__ inline int block_scan(int value, int* warps) {
 // Whether pair i is among the `capacity` largest scores; of equal ones the older ranks higher.
 __device__ inline bool ranks_within(const float* scores, int count, int i, int64_t capacity) {
   const float own = scores[i];
-  int64_t above = 0;
+  int above = 0;
   for (int j = 0; j < count; ++j) above += scores[j] > own || (scores[j] == own && j < i);
   return above < capacity;
 }
@@ -244,15 +277,16 @@ __global__ void __launch_bounds__(kSelectThreads)
   wait_for_previous_kernel();
   const DeviceBoundary boundary = boundaries[blockIdx.y];
   if (boundary.memory == nullptr) return;
-  const int owner = blockIdx.x, count = boundary.cached + boundary.leaving;
-  const int64_t own = part_of(view, scratch, blockIdx.y, view.owners(), owner);
+  const Owner owner(view, blockIdx.x);
+  const int count = boundary.cached + boundary.leaving;
+  const int64_t own = part_of(view, scratch, blockIdx.y, view.owners(), owner.index);
   float* scores = count <= kSharedScores ? shared : scratch.scores + own;
-  const int heads = view.head_scope ? 1 : view.group();
+  const int heads = view.head_scope ? 1 : view.group;
   const bool compete = view.sparse_capacity > 0 && count > view.sparse_capacity;
   for (int i = threadIdx.x; i < count; i += kSelectThreads) {
     float best = compete ? -INFINITY : 0.0f;
     for (int h = 0; h < heads && compete; ++h) {
-      const int64_t part = part_of(view, scratch, blockIdx.y, view.heads, owner * heads + h);
+      const int64_t part = part_of(view, scratch, blockIdx.y, view.heads, owner.index * heads + h);
       const float score = scratch.head_scores[part + i];
       if (score > best) best = score;  // never true of a NaN
     }
@@ -261,7 +295,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   __syncthreads();
   int* kept = scratch.kept + own;
   const int places = list_pairs(scores, count, view.sparse_capacity, kept, scratch.lost + own);
-  if (threadIdx.x == 0) scratch.lost_count[blockIdx.y * view.owners() + owner] = count - places;
+  if (threadIdx.x == 0) scratch.lost_count[blockIdx.y * view.owners() + owner.index] = count - places;
   if (view.sparse_capacity == 0) return;
   const auto move = [&](int64_t in_window, int64_t in_cache) {
     if (view.row_bytes % 16 == 0) {
@@ -272,7 +306,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   };
   move(view.ring_k, view.cache_k);
   move(view.ring_v, view.cache_v);
-  const int64_t first = owner * view.sparse_capacity;
+  const int64_t first = owner.index * view.sparse_capacity;
   auto* positions = reinterpret_cast<int64_t*>(boundary.memory + view.cache_position) + first;
   float* cache_scores = floats_at(boundary.memory, view.cache_score, first);
   for (int begin = 0; begin < places; begin += kSelectThreads) {
@@ -312,22 +346,20 @@ __device__ inline void add_absorbed(const LolaView& view, const HiddenRows& hidd
 }
 
 // Columns [first, first + count) of the listed rows of `from` [rows, width] go to shared memory; those
-// past the width are zero. Eight loads of a thread are on their way before the first is stored.
+// past the width are zero. A warp takes every fourth row, eight loads at a time.
 __device__ inline void stage_pairs(const float* from, int width, int first, int count,
                                    const int* list, int pairs, float* to, int stride) {
-  constexpr int kAtOnce = 8;
-  for (int begin = threadIdx.x; begin < pairs * count; begin += kAtOnce * kTileThreads) {
+  constexpr int kAtOnce = kAbsorbPairs * 32 / kTileThreads;
+  const int warp = threadIdx.x / 32;
+  for (int c = threadIdx.x % 32; c < count; c += 32) {
     float x[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int at = min(begin + i * kTileThreads, pairs * count - 1), c = first + at % count;
-      x[i] = c < width ? from[static_cast<int64_t>(list[at / count]) * width + c] : 0.0f;
+      const int64_t row = list[min(warp + i * kTileThreads / 32, pairs - 1)];
+      x[i] = first + c < width ? from[row * width + first + c] : 0.0f;
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = begin + i * kTileThreads;
-      if (at < pairs * count) to[at / count * stride + at % count] = x[i];
-    }
+    for (int i = 0; i < kAtOnce; ++i) to[(warp + i * kTileThreads / 32) * stride + c] = x[i];
   }
 }
 
@@ -392,6 +424,13 @@ __global__ void __launch_bounds__(kTileThreads)
                all ? imagined + static_cast<int64_t>(f) * d : nullptr);
 }
 
+void launch_absorb(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
+                   const BoundaryScratch& scratch, Absorb what) {
+  launch(stream, absorb_kernel,
+         grid_of(ceil_div(view.features, kAbsorbFeatures), view.heads, boundaries.count),
+         kTileThreads, 0, view, boundaries.data, scratch, what);
+}
+
 using ScoreKernel = void (*)(LolaView, const DeviceBoundary*, BoundaryScratch, Stage);
 
 template <PairType type, size_t... policies>
@@ -429,34 +468,32 @@ BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t bou
   return scratch;
 }
 
-void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
-                     const BoundarySpan& boundaries, const BoundaryScratch& scratch) {
+void score_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
+                      const BoundarySpan& boundaries, const BoundaryScratch& scratch) {
   constexpr size_t kPolicies = std::size(kCachePolicies);
   size_t index = 0;
-  while (index + 1 < kPolicies && std::string_view(kCachePolicies[index].name) != policy.name)
-    ++index;
+  while (index + 1 < kPolicies && std::string_view(kCachePolicies[index].name) != policy.name) ++index;
   ScoreKernel kernel = nullptr;
   with_pair_type(view.type, [&]<PairType type>() {
     kernel = score_kernel_of<type>(index, std::make_index_sequence<kPolicies>());
   });
   const auto score = [&](Stage stage) {
     launch(stream, kernel, grid_of(ceil_div(scratch.most, kTileRows), view.heads, boundaries.count),
-           kTileThreads, tile_memory_bytes(view.head_dim, map_vectors(view), view.features), view, boundaries.data,
-           scratch, stage);
-  };
-  const auto absorb = [&](Absorb what) {
-    launch(stream, absorb_kernel,
-           grid_of(ceil_div(view.features, kAbsorbFeatures), view.heads, boundaries.count),
-           kTileThreads, 0, view, boundaries.data, scratch, what);
+           kTileThreads, tile_memory_bytes(view.head_dim, map_vectors(view), view.features), view,
+           boundaries.data, scratch, stage);
   };
   if (policy.recall_from == RecallFrom::kStateAfter) {
     score(Stage::kFeatures);
-    absorb(Absorb::kImagined);
+    launch_absorb(stream, view, boundaries, scratch, Absorb::kImagined);
   }
   score(Stage::kScores);
+}
+
+void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
+                       const BoundaryScratch& scratch) {
   launch(stream, select_kernel, grid_of(view.owners(), boundaries.count), kSelectThreads,
          std::min<int64_t>(scratch.most, kSharedScores) * 4, view, boundaries.data, scratch);
-  absorb(Absorb::kLost);
+  launch_absorb(stream, view, boundaries, scratch, Absorb::kLost);
 }
 
 }  // namespace lola

@@ -31,7 +31,7 @@ struct LolaView : PairRing {
   const float* kappa;
 
   __host__ __device__ int owners() const { return head_scope ? heads : kv_heads; }
-  __host__ __device__ int owner_of(int head) const { return head_scope ? head : head / group(); }
+  __host__ __device__ int owner_of(int head) const { return head_scope ? head : head / group; }
 };
 
 // offset: of the layer in the session's memory.
@@ -64,8 +64,13 @@ int64_t boundary_scratch_bytes(const LolaView& view, int64_t most);
 BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t boundaries,
                                  uint8_t* memory);
 
-// Pairs leave the windows for the sparse caches or the hidden states.
-void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
-                     const BoundarySpan& boundaries, const BoundaryScratch& scratch);
+// Features and scores of the pairs that are eligible at the boundaries; changes no memory of a
+// session.
+void score_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
+                      const BoundarySpan& boundaries, const BoundaryScratch& scratch);
+
+// Pairs leave the windows for the sparse caches or the hidden states, by their scores.
+void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
+                       const BoundaryScratch& scratch);
 
 }  // namespace lola

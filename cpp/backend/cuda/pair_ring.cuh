@@ -17,8 +17,7 @@ struct PairRing {
   int64_t row_bytes;
   PairType type;
   int heads, kv_heads, head_dim;
-
-  __host__ __device__ int group() const { return heads / kv_heads; }
+  int group;  // query heads of a kv head
 };
 
 __device__ inline uint8_t* ring_row(const PairRing& ring, uint8_t* memory, int64_t offset,

@@ -31,6 +31,41 @@ __device__ inline float4 load_four(const uint8_t* row, int i) {
   }
 }
 
+struct Eight {
+  float v[8];
+};
+
+__device__ inline Eight load_eight(const float* from) {
+  const auto* at = reinterpret_cast<const float4*>(from);
+  const float4 a = at[0], b = at[1];
+  return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+
+// Values i to i + 7 of a stored row; i is a multiple of 8.
+template <PairType type>
+__device__ inline Eight load_eight(const uint8_t* row, int i) {
+  Eight x;
+  if constexpr (type == PairType::kF32) {
+    x = load_eight(reinterpret_cast<const float*>(row) + i);
+  } else if constexpr (type == PairType::kF16) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(row + i * 2);
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[j]));
+      x.v[2 * j] = pair.x;
+      x.v[2 * j + 1] = pair.y;
+    }
+  } else {
+    const uint8_t* block = row + i / kQ8Block * kQ8Bytes;
+    const float scale = __half2float(*reinterpret_cast<const __half*>(block));
+    const auto* q = reinterpret_cast<const int8_t*>(block + 2 + i % kQ8Block);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x.v[j] = scale * q[j];
+  }
+  return x;
+}
+
 // A warp stores x [count] as a row.
 template <PairType type>
 __device__ inline void store_row(const float* x, int count, int lane, uint8_t* row) {

@@ -67,12 +67,20 @@ inline int64_t tile_memory_bytes(int64_t head_dim, int64_t most_vectors, int64_t
               std::max<int64_t>(kTileVectors, features) * kWeightStride + 8 * kTileRows);
 }
 
-// m.rows = row(r) [head_dim], float32, of the first `count` rows; zero for the others.
+// m.rows = row(r) [head_dim], float32, of the first `count` rows; zero for the others. A warp has
+// four.
 template <typename Row>
 __device__ inline void load_rows(const TileMemory& m, int head_dim, int count, const Row& row) {
-  for (int i = threadIdx.x; i < kTileRows * head_dim; i += kTileThreads) {
-    const int r = i / head_dim, c = i % head_dim;
-    m.rows[r * m.stride + c] = r < count ? row(r)[c] : 0.0f;
+  constexpr int kRows = kTileRows * 32 / kTileThreads;
+  const int first = threadIdx.x / 32 * kRows;
+  for (int c = threadIdx.x % 32; c < head_dim; c += 32) {
+    float x[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) x[r] = row(min(first + r, count - 1))[c];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      m.rows[(first + r) * m.stride + c] = first + r < count ? x[r] : 0.0f;
+    }
   }
 }
 

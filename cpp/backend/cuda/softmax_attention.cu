@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kTileThreads)
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / cache.group();
+  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / cache.group;
   if (first >= piece.tokens) return;
   const int d = cache.head_dim, tokens = min(kTileRows, piece.tokens - first);
   const TileMemory m(shared, d, kTileVectors, 0);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
   __shared__ float logits[kRangePairs], sums[kOneWarps];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
-  const int head = blockIdx.y, d = cache.head_dim, kv_head = head / cache.group();
+  const int head = blockIdx.y, d = cache.head_dim, kv_head = head / cache.group;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t pairs = piece.position + 1, range = (pairs + kSplits - 1) / kSplits;
   const int64_t begin = blockIdx.x * range, end = min(pairs, begin + range);
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
     __syncthreads();
     one_products(
         q, d, count, 1.0f / sqrtf(static_cast<float>(d)),
-        [&](int i, int c) { return load_four<type>(row(cache.ring_k, i), c); }, logits);
+        [&](int i, int c) { return load_eight<type>(row(cache.ring_k, i), c); }, logits);
     __syncthreads();
     float max = all_max;
     for (int i = lane; i < count; i += 32) max = fmaxf(max, logits[i]);
@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kOneWarps * 32)
           sum += w;
           return w;
         },
-        [&](int i, int c) { return load_four<type>(row(cache.ring_v, i), c); }, parts);
+        [&](int i, int c) { return load_eight<type>(row(cache.ring_v, i), c); }, parts);
+    sum += __shfl_xor_sync(~0u, sum, 16);  // of both half warps
     if (lane == 0) sums[warp] = sum;
     __syncthreads();
     const float rescale = all_max == -INFINITY ? 0.0f : expf(all_max - max);
