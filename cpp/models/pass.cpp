@@ -92,8 +92,14 @@ void Pass::attention(int64_t index) {
   linear(w_.normed, {{&layer.q, w_.q}, {&layer.k, w_.k}, {&layer.v, w_.v}});
   norm_heads(w_.q, h_.heads, layer.q_norm);
   norm_heads(w_.k, h_.kv_heads, layer.k_norm);
-  executor_.rope({w_.q, w_.k, rows_, {h_.heads, h_.kv_heads, h_.head_dim, 0}, w_.cosine, w_.sine,
-                  model_.rope().pairs(), h_.architecture->rope_layout});
+  executor_.rope({w_.q,
+                  w_.k,
+                  rows_,
+                  {h_.heads, h_.kv_heads, h_.head_dim, 0},
+                  w_.cosine,
+                  w_.sine,
+                  model_.rope().pairs(),
+                  h_.architecture->rope_layout});
   attend(index);
   linear(w_.attended, {{&layer.output, w_.x}}, true);
 }

@@ -1,6 +1,6 @@
-#include "backend/cuda/cublas.cuh"
-
 #include <dlfcn.h>
+
+#include "backend/cuda/cublas.cuh"
 
 namespace lola {
 namespace {
@@ -46,11 +46,10 @@ std::unique_ptr<Cublas> Cublas::find(const CudaDevice& device) {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
     return function != nullptr;
   };
-  const bool complete = take(found.create, "cublasCreate_v2") &&
-                        take(found.destroy, "cublasDestroy_v2") &&
-                        take(found.set_stream, "cublasSetStream_v2") &&
-                        take(found.set_workspace, "cublasSetWorkspace_v2") &&
-                        take(found.gemm, "cublasGemmEx");
+  const bool complete =
+      take(found.create, "cublasCreate_v2") && take(found.destroy, "cublasDestroy_v2") &&
+      take(found.set_stream, "cublasSetStream_v2") &&
+      take(found.set_workspace, "cublasSetWorkspace_v2") && take(found.gemm, "cublasGemmEx");
   return complete ? std::unique_ptr<Cublas>(new Cublas(found, device)) : nullptr;
 }
 
@@ -67,11 +66,11 @@ void Cublas::multiply(const Stream& stream, const DeviceJob& job, const __half* 
   const float alpha = 1.0f / kActivationScale, beta = job.accumulate ? 1.0f : 0.0f;
   check(library_->set_stream(handle_, stream.handle), "stream");
   check(library_->set_workspace(handle_, workspace_.as<void>(), kWorkspaceBytes), "workspace");
-  check(library_->gemm(handle_, kTransposed, kAsIs, job.matrix.rows, x.tokens,
-                       static_cast<int>(cols), &alpha, weight, kFloat16, static_cast<int>(cols),
-                       x.data, kFloat16, x.stride, &beta, job.out, kFloat32, job.out_stride,
-                       kComputeFloat32, kAnyAlgorithm),
-        "product");
+  check(
+      library_->gemm(handle_, kTransposed, kAsIs, job.matrix.rows, x.tokens, static_cast<int>(cols),
+                     &alpha, weight, kFloat16, static_cast<int>(cols), x.data, kFloat16, x.stride,
+                     &beta, job.out, kFloat32, job.out_stride, kComputeFloat32, kAnyAlgorithm),
+      "product");
   if (job.bias == nullptr) return;
   launch(stream, bias_kernel, grid_of(ceil_div(job.matrix.rows, 256), x.tokens), 256, 0, job);
 }

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "backend/cuda/cuda_executor.cuh"
 #include "backend/cuda/cublas.cuh"
+#include "backend/cuda/cuda_executor.cuh"
 #include "backend/cuda/elementwise.cuh"
 #include "backend/cuda/lola_ops.cuh"
 #include "backend/cuda/matmul.cuh"
@@ -14,7 +14,7 @@ namespace lola {
 namespace {
 
 constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
-constexpr int kCublasTokens = 256;    // below, decoding a matrix costs more than it brings
+constexpr int kCublasTokens = 256;     // below, decoding a matrix costs more than it brings
 constexpr int64_t kCublasColumns = 8;  // rows of 16 bytes
 constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
 
@@ -195,7 +195,8 @@ class CudaExecutor final : public Executor {
   ProductCopy product_copy(const float* of, int64_t rows, int64_t width) {
     copy_of_ = of;
     is_rounded_ = rows == 1 && width % kPieceWeights == 0;
-    ProductCopy copy{get<__half>(halves_, rows * padded(width)), static_cast<int>(padded(width)), {}};
+    ProductCopy copy{
+        get<__half>(halves_, rows * padded(width)), static_cast<int>(padded(width)), {}};
     if (is_rounded_) {
       copy.rounded = {get<int8_t>(rounded_, padded(width)),
                       get<float4>(rounded_groups_, padded(width) / kPieceWeights)};
@@ -244,8 +245,8 @@ class CudaExecutor final : public Executor {
     gemm(stream_, job, x, device_->multiprocessors(), get<float>(gemm_partials_, partials));
   }
 
-  // Scores depend on what queries depend on, and not on their answers: where a piece is long both are
-  // computed side by side.
+  // Scores depend on what queries depend on, and not on their answers: where a piece is long both
+  // are computed side by side.
   void attend_and_pass(const LolaView& view, const LolaConfig& config,
                        const PlanGroup::Round& round, const PieceSpan& pieces,
                        const AttentionRows& rows, const ProductCopy& copy) {
@@ -262,7 +263,8 @@ class CudaExecutor final : public Executor {
       const BoundarySpan span{inputs_.boundaries(round) + begin,
                               static_cast<int>(std::min(at_once, round.boundaries - begin))};
       const BoundaryScratch scratch = boundary_scratch(view, most, span.count, memory);
-      score_boundaries(beside && begin == 0 ? beside_ : stream_, view, *config.policy, span, scratch);
+      score_boundaries(beside && begin == 0 ? beside_ : stream_, view, *config.policy, span,
+                       scratch);
       if (beside && begin == 0) {
         lola_attend(stream_, view, pieces, rows, copy);
         join_stream();

@@ -29,7 +29,8 @@ __device__ inline float block_sum(float value) {
 }
 
 // Value i of row `row`, `width` wide, into the copies; by whole warps of neighbours.
-__device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int width, float value) {
+__device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int width,
+                                float value) {
   if (copy.halves == nullptr) return;
   if (i < copy.stride) copy.halves[row * copy.stride + i] = scaled_half(value);
   if (copy.rounded.q != nullptr && i < width) store_rounded(copy.rounded, i, value);

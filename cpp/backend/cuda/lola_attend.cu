@@ -127,19 +127,49 @@ struct SeenPairs {
     const int64_t slot = recent ? ring_slot(view, piece.window_slot, i) : i - window();
     const int64_t part = recent ? kv_head : owner;
     const int64_t capacity = recent ? view.ring_capacity : view.sparse_capacity;
-    return piece.memory + (recent ? in_window : in_cache) + (part * capacity + slot) * view.row_bytes;
+    return piece.memory + (recent ? in_window : in_cache) +
+           (part * capacity + slot) * view.row_bytes;
   }
 };
 
+// Asks for `bytes` from `from` on to be brought to the second-level cache; the block shares it out.
+__device__ inline void prefetch(const uint8_t* from, int64_t bytes) {
+  constexpr int kLine = 128;
+  for (int64_t at = threadIdx.x * kLine; at < bytes; at += kOneWarps * 32 * kLine) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+  }
+}
+
+// What a query will read of its session, but for the pair that enters with it: nothing since the
+// step before has changed it.
+__device__ inline void prefetch_memories(const LolaView& view, const DevicePiece& piece, int head) {
+  const int kv_head = head / view.group, owner = view.owner_of(head);
+  const int64_t window = view.ring_capacity * view.row_bytes;
+  const bool speaks = head % view.group == 0;  // for its group, where all read the same
+  if (view.head_scope || speaks) {
+    prefetch(cache_row(view, piece.memory, view.cache_k, owner, 0), piece.cached * view.row_bytes);
+    prefetch(cache_row(view, piece.memory, view.cache_v, owner, 0), piece.cached * view.row_bytes);
+  }
+  if (speaks) {
+    prefetch(ring_row(view, piece.memory, view.ring_k, kv_head, 0), window);
+    prefetch(ring_row(view, piece.memory, view.ring_v, kv_head, 0), window);
+  }
+  if (piece.absorbed == 0) return;
+  const HiddenRows hidden = hidden_rows(view, piece.memory, head);
+  prefetch(reinterpret_cast<const uint8_t*>(hidden.state),
+           int64_t{4} * view.features * view.head_dim);
+}
+
 // A block per head of a piece of one token.
 template <PairType type>
-__global__ void __launch_bounds__(kOneWarps * 32)
+__global__ void __launch_bounds__(kOneWarps * 32, 2)
     attend_one_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
                       const __grid_constant__ AttentionRows rows,
                       const __grid_constant__ ProductCopy copy) {
   extern __shared__ float shared[];
-  wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.y];
+  prefetch_memories(view, piece, blockIdx.x);
+  wait_for_previous_kernel();
   const int head = blockIdx.x, d = view.head_dim, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const SeenPairs pairs{view, piece, head / view.group, view.owner_of(head)};
   const int count = pairs.count();
@@ -155,8 +185,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
     const int f = static_cast<int>(view.map.map_size);
     const float* w = view.query_map + static_cast<int64_t>(head) * f * d;
     one_products(
-        m.q, d, f, 1.0f,
-        [&](int i, int c) { return load_eight(w + i * d + c); }, m.phi);
+        m.q, d, f, 1.0f, [&](int i, int c) { return load_eight(w + i * d + c); }, m.phi);
     __syncthreads();
     if (warp == 0) {
       for (int j = lane; j < f && view.map.skip; j += 32) m.phi[j] += m.q[j];
@@ -212,7 +241,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
       if (linear) linear_y += m.linear[w * d + c];
     }
     output.put_rounded(piece.row, head * d + c,
-               weights.exact / total * exact_y + weights.linear / total * linear_y);
+                       weights.exact / total * exact_y + weights.linear / total * linear_y);
   }
   if (head == 0) output.pad(piece.row);
 }
@@ -268,8 +297,8 @@ void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pi
     } else {
       launch(stream, attend_many_kernel<type>,
              grid_of(ceil_div(pieces.most_tokens, kTileRows), view.heads, pieces.count),
-             kTileThreads, tile_memory_bytes(view.head_dim, kTileVectors, view.features), view, pieces.data, rows,
-             copy);
+             kTileThreads, tile_memory_bytes(view.head_dim, kTileVectors, view.features), view,
+             pieces.data, rows, copy);
     }
   });
 }

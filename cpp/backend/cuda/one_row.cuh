@@ -1,4 +1,5 @@
-// Attention of one query by a block of 16 warps: half a warp takes every 32nd pair, 8 values a lane.
+// Attention of one query by a block of 16 warps: half a warp takes every 32nd pair, 8 values a
+// lane.
 #pragma once
 
 #include "backend/cuda/row_tile.cuh"
@@ -41,8 +42,8 @@ __device__ inline void one_products(const float* q, int d, int count, float scal
   }
 }
 
-// parts [warp] = this warp's share of the sum of weight(i) vector(i). weight is called once for each
-// vector, by the half warp that has it.
+// parts [warp] = this warp's share of the sum of weight(i) vector(i). weight is called once for
+// each vector, by the half warp that has it.
 template <typename Weight, typename Vector>
 __device__ inline void one_weighted(int d, int count, const Weight& weight, const Vector& vector,
                                     float* parts) {
@@ -63,7 +64,8 @@ __device__ inline void one_weighted(int d, int count, const Weight& weight, cons
 #pragma unroll
       for (int i = 0; i < kOneAtOnce; ++i) x[i] = vector(min(begin + i * kHalfWarps, count - 1), c);
 #pragma unroll
-      for (int i = 0; i < kOneAtOnce * 8; ++i) sums[block].v[i % 8] += weights[i / 8] * x[i / 8].v[i % 8];
+      for (int i = 0; i < kOneAtOnce * 8; ++i)
+        sums[block].v[i % 8] += weights[i / 8] * x[i / 8].v[i % 8];
     }
   }
 #pragma unroll

@@ -5,8 +5,8 @@
 
 namespace lola {
 
-// Values are rounded in groups of 32, with one scale each. Eight of them lie in the order 0, 4, 1, 5,
-// 2, 6, 3, 7, as codes do once they are bytes.
+// Values are rounded in groups of 32, with one scale each. Eight of them lie in the order 0, 4, 1,
+// 5, 2, 6, 3, 7, as codes do once they are bytes.
 struct RoundedRow {
   int8_t* q;       // [columns]
   float4* groups;  // scale, and scale times the sums of the first and the last 16
@@ -25,13 +25,15 @@ __device__ inline void store_rounded(const RoundedRow& row, int i, float value) 
   const int last = __shfl_sync(~0u, sum, 31);
   row.q[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = static_cast<int8_t>(q);
   if (i % 32 == 0) {
-    row.groups[i / 32] = {scale, scale * static_cast<float>(sum), scale * static_cast<float>(last), 0.0f};
+    row.groups[i / 32] = {scale, scale * static_cast<float>(sum), scale * static_cast<float>(last),
+                          0.0f};
   }
 }
 
 // Weights 8 index to 8 index + 7 of a piece as bytes, in the order of a rounded row.
 template <Encoding e>
-__device__ inline void code_bytes(const Piece<e>& piece, int index, uint32_t& first, uint32_t& second) {
+__device__ inline void code_bytes(const Piece<e>& piece, int index, uint32_t& first,
+                                  uint32_t& second) {
   if constexpr (code_vectors(e) == 2) {
     first = component(piece.codes[index / 2], index % 2 * 2);
     second = component(piece.codes[index / 2], index % 2 * 2 + 1);
@@ -61,7 +63,8 @@ __device__ inline void code_bytes(const Piece<e>& piece, int index, uint32_t& fi
 
 // The product of a piece with 32 rounded values.
 template <Encoding e>
-__device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[2], const float4& group) {
+__device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[2],
+                                        const float4& group) {
   int dots[2] = {0, 0};
 #pragma unroll
   for (int index = 0; index < 4; ++index) {
@@ -79,11 +82,13 @@ __device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[
            f.z * group.y - f.w * group.z;
   } else if constexpr (has_two_levels(e)) {
     const float2 super = __half22float2(as_half2(piece.super));
-    const int low = static_cast<int>(piece.scale & 0xFFu), high = static_cast<int>(piece.scale >> 8);
+    const int low = static_cast<int>(piece.scale & 0xFFu),
+              high = static_cast<int>(piece.scale >> 8);
     if constexpr (e == Encoding::kQ6_K) {
       const int s = static_cast<int8_t>(low), t = static_cast<int8_t>(high);
-      return super.x * (group.x * static_cast<float>(s * dots[0] + t * dots[1]) -
-                        32.0f * (static_cast<float>(s) * group.y + static_cast<float>(t) * group.z));
+      return super.x *
+             (group.x * static_cast<float>(s * dots[0] + t * dots[1]) -
+              32.0f * (static_cast<float>(s) * group.y + static_cast<float>(t) * group.z));
     } else if constexpr (e == Encoding::kIQ4_XS) {
       return super.x * group.x * static_cast<float>(static_cast<int8_t>(low) * (dots[0] + dots[1]));
     } else {

@@ -84,8 +84,8 @@ __device__ inline void load_rows(const TileMemory& m, int head_dim, int count, c
   }
 }
 
-// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector. Eight loads of a lane
-// are on their way before the first is stored.
+// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector. Eight loads of a
+// lane are on their way before the first is stored.
 template <typename Row>
 __device__ inline void load_vectors(const TileMemory& m, int head_dim, int count, const Row& row) {
   constexpr int kAtOnce = 8, kWarps = kTileThreads / 32;

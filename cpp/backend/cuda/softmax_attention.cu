@@ -28,7 +28,8 @@ __global__ void append_kernel(const __grid_constant__ PairRing ring, const Devic
 template <PairType type>
 __global__ void __launch_bounds__(kTileThreads)
     many_kernel(const __grid_constant__ PairRing cache, const DevicePiece* pieces,
-                const __grid_constant__ AttentionRows rows, const __grid_constant__ ProductCopy copy) {
+                const __grid_constant__ AttentionRows rows,
+                const __grid_constant__ ProductCopy copy) {
   extern __shared__ float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
@@ -180,7 +181,8 @@ void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan
     } else {
       launch(stream, many_kernel<type>,
              grid_of(ceil_div(tasks.most_tokens, kTileRows), cache.heads, tasks.count),
-             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data, rows, copy);
+             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data,
+             rows, copy);
     }
   });
 }

@@ -189,10 +189,10 @@ __device__ inline uint4 code_table() {
 __device__ inline void table_bytes(uint4 table, uint32_t word, uint32_t& first, uint32_t& second) {
   const uint32_t blend = 0x32103210u | (word & 0x88888888u) >> 1;
   const uint32_t index = word & 0x77777777u;
-  first = __byte_perm(__byte_perm(table.x, table.y, index),
-                                     __byte_perm(table.z, table.w, index), blend);
+  first = __byte_perm(__byte_perm(table.x, table.y, index), __byte_perm(table.z, table.w, index),
+                      blend);
   second = __byte_perm(__byte_perm(table.x, table.y, index >> 16),
-                                      __byte_perm(table.z, table.w, index >> 16), blend >> 16);
+                       __byte_perm(table.z, table.w, index >> 16), blend >> 16);
 }
 
 __device__ inline void table_codes(uint4 table, uint32_t word, __half2 out[4]) {

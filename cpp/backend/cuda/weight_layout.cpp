@@ -251,8 +251,8 @@ class Store {
     return row % kSlabRows * kSlabPieces + piece % kSlabPieces;
   }
 
-  // Of eight weights of 8 bits 0, 4, 1, 5 are one word, 2, 6, 3, 7 the other: what masking a word of
-  // nibbles gives too, once with and once without a shift.
+  // Of eight weights of 8 bits 0, 4, 1, 5 are one word, 2, 6, 3, 7 the other: what masking a word
+  // of nibbles gives too, once with and once without a shift.
   void put_bytes(int64_t row, int64_t piece, const uint8_t* codes) {
     uint8_t ordered[kPiece];
     for (int i = 0; i < kPiece; ++i) ordered[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = codes[i];
