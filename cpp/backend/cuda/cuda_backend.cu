@@ -6,6 +6,7 @@
 #include "backend/cuda/cuda_executor.cuh"
 #include "backend/cuda/row_tile.cuh"
 #include "backend/cuda/weight_layout.h"
+#include "base/cpu_count.h"
 #include "base/thread_pool.h"
 
 namespace lola {
