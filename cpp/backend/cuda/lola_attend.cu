@@ -160,6 +160,18 @@ __device__ inline void prefetch_memories(const LolaView& view, const DevicePiece
            int64_t{4} * view.features * view.head_dim);
 }
 
+// m.phi = the features of the query, once the block meets again.
+__device__ inline void map_one(const LolaView& view, const OneMemory& m, int head) {
+  const int f = static_cast<int>(view.map.map_size), d = view.head_dim;
+  const float* w = view.query_map + static_cast<int64_t>(head) * f * d;
+  one_products(
+      m.q, d, f, 1.0f, [&](int i, int c) { return load_eight(w + i * d + c); }, m.phi);
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  for (int j = threadIdx.x; j < f && view.map.skip; j += 32) m.phi[j] += m.q[j];
+  activate<32>(view.map, f, [&](int j) -> float& { return m.phi[j]; });
+}
+
 // A block per head of a piece of one token.
 template <PairType type>
 __global__ void __launch_bounds__(kOneWarps * 32, 2)
@@ -181,17 +193,7 @@ __global__ void __launch_bounds__(kOneWarps * 32, 2)
       m.q, d, count, 1.0f / sqrtf(static_cast<float>(d)),
       [&](int i, int c) { return load_eight<type>(pairs.key(i), c); }, m.logits);
   const bool linear = piece.absorbed > 0;
-  if (linear) {
-    const int f = static_cast<int>(view.map.map_size);
-    const float* w = view.query_map + static_cast<int64_t>(head) * f * d;
-    one_products(
-        m.q, d, f, 1.0f, [&](int i, int c) { return load_eight(w + i * d + c); }, m.phi);
-    __syncthreads();
-    if (warp == 0) {
-      for (int j = lane; j < f && view.map.skip; j += 32) m.phi[j] += m.q[j];
-      activate<32>(view.map, f, [&](int j) -> float& { return m.phi[j]; });
-    }
-  }
+  if (linear) map_one(view, m, head);
   __syncthreads();
   float max = -INFINITY;
   for (int i = lane; i < count; i += 32) max = fmaxf(max, m.logits[i]);

@@ -16,7 +16,6 @@ constexpr int kTileRows = 16;
 constexpr int kTileVectors = 128;
 constexpr int kTileThreads = 128;
 constexpr int kMaxHeadDim = 256;
-constexpr int kMaxMapSize = 256;
 constexpr int kColumnBlocks = kMaxHeadDim / kTileVectors;
 constexpr int kWeightStride = kTileRows + 4;  // floats; rows of weights [vectors, rows]
 
