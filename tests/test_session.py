@@ -16,12 +16,13 @@ import pytest
 from lola_cpp import Batch, Model, Sampler, Session, UsageError
 from lola_cpp._core import GgufFile
 from reference import tiny_gguf
+from reference.device import DEVICE
 from reference.tiny_gguf import TinyAdapter, tiny
 
 # float32 sums of the same terms in another order, through two layers; 1e-6 is usual.
 ROUNDING = 1e-4
-PASS_TOKENS = 512
-CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2)
+PASS_TOKENS = 2048 if DEVICE == "cuda" else 512
+CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2, context_length=2 * PASS_TOKENS)
 ADAPTERS = {
     "lola": TinyAdapter(feature_dim=8),
     "softmax": None,
@@ -122,8 +123,9 @@ def test_a_prompt_of_several_passes_gives_what_single_tokens_give(model: Model) 
 def test_progress_counts_the_tokens_of_each_pass(lola: Model) -> None:
     seen: list[tuple[int, int]] = []
     session = lola.session()
-    session.append(random_tokens(1100), progress=lambda done: seen.append((done, len(session.pending))))
-    assert seen == [(512, 588), (1024, 76), (1100, 0)]
+    whole = 2 * PASS_TOKENS + 76
+    session.append(random_tokens(whole), progress=lambda done: seen.append((done, len(session.pending))))
+    assert seen == [(PASS_TOKENS, PASS_TOKENS + 76), (2 * PASS_TOKENS, 76), (whole, 0)]
 
 
 def test_a_text_begins_with_the_begin_of_text_token_only_at_position_0(lola: Model) -> None:
@@ -457,18 +459,19 @@ def test_score_gives_the_log_probability_of_each_token_given_all_before(model: M
 
 
 def test_an_exception_between_passes_leaves_the_rest_pending(model: Model, tmp_path: Path) -> None:
-    tokens = random_tokens(1300)
-    session = model.session(context_length=1300)
+    count = 2 * PASS_TOKENS + 276
+    tokens = random_tokens(count)
+    session = model.session(context_length=count)
 
     def stop(done: int) -> None:
         raise InterruptedError(done)
 
-    with pytest.raises(InterruptedError, match="512"):
+    with pytest.raises(InterruptedError, match=str(PASS_TOKENS)):
         session.append(tokens, progress=stop)
-    assert (session.position, session.pending) == (1300, tokens[512:])
+    assert (session.position, session.pending) == (count, tokens[PASS_TOKENS:])
     session.save(tmp_path / "state.gguf")
     loaded = model.load_session(tmp_path / "state.gguf")
-    wanted = read(model, tokens, context_length=1300).logits
+    wanted = read(model, tokens, context_length=count).logits
     for interrupted in (session.fork(), loaded, session):
         assert_same_logits(interrupted.logits, wanted)
         assert interrupted.pending == []
@@ -481,7 +484,7 @@ def test_logits_of_an_interrupted_prompt_are_not_those_from_before(lola: Model) 
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        session.append(random_tokens(600), progress=stop)
+        session.append(random_tokens(PASS_TOKENS + 88), progress=stop)
     session.pending.clear()
     assert session.logits.size == 0
 
@@ -542,7 +545,7 @@ def test_other_python_threads_run_during_a_pass(lola: Model) -> None:
 
 
 def test_a_second_thread_is_refused_and_disturbs_nothing(lola: Model, tmp_path: Path) -> None:
-    tokens, session = random_tokens(1100), lola.session()
+    tokens, session = random_tokens(2 * PASS_TOKENS + 76), lola.session()
     in_pass, checked = threading.Event(), threading.Event()
 
     def wait(_done: int) -> None:
@@ -565,7 +568,7 @@ def test_a_second_thread_is_refused_and_disturbs_nothing(lola: Model, tmp_path: 
             call()
     checked.set()
     thread.join()
-    assert (session.position, session.pending) == (1100, [])
+    assert (session.position, session.pending) == (len(tokens), [])
     np.testing.assert_array_equal(session.logits, read(lola, tokens).logits)
 
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -42,6 +43,37 @@ struct SoftmaxTask {
   int64_t tokens;
 };
 
+// One session's share of a pass: rows [row, row + tokens) of the activations.
+struct PassTask {
+  const LolaConfig* config;
+  int64_t kv_capacity;  // tokens that the KV caches of its softmax layers hold; 0 where it has none
+  uint8_t* memory;      // of all its layers
+  int64_t position;
+  int64_t row;
+  int64_t tokens;
+  float* logits;  // [vocabulary], of its last token; null where they are not kept
+};
+
+// The most likely token, of equals the first; id -1 where a logit is NaN or +infinity, or all are
+// -infinity.
+struct GreedyChoice {
+  int32_t id;
+  float logprob;
+};
+
+// Rotates q [rows, heads * head_dim] and k [rows, kv_heads * head_dim] in place; cosine and sine
+// [rows, pairs] are for the first 2 * pairs values of every head.
+struct RopeRows {
+  float* q;
+  float* k;
+  int64_t rows;
+  AttentionShape shape;
+  const float* cosine;
+  const float* sine;
+  int64_t pairs;
+  RopeLayout layout;
+};
+
 // q [rows, heads * head_dim], k and v [rows, kv_heads * head_dim], out like q; all after RoPE.
 struct AttentionRows {
   const float* q;
@@ -58,27 +90,35 @@ class Executor {
   virtual void download(void* to_host, const void* from, int64_t bytes) = 0;
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;
 
-  // out [tokens, table.cols]; tokens is host memory.
-  virtual void embed(const WeightMatrix& table, std::span<const int32_t> tokens, float* out) = 0;
+  // Says what the operations from here on work on. Host memory, needed until the pass is over.
+  virtual void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) = 0;
+  // Runs the operations that `body` calls. Where an earlier body of the same key (not empty) called
+  // the same operations on the same memory, besides what begin_pass() said, a backend may repeat
+  // those instead.
+  virtual void run(std::span<const int64_t> key, const std::function<void()>& body) = 0;
+
+  // out [tokens, table.cols] of the pass's tokens.
+  virtual void embed(const WeightMatrix& table, float* out) = 0;
   // out [rows, dim] = x / rms(x) * weight [dim]
   virtual void rms_norm(const float* x, int64_t rows, int64_t dim, const float* weight, float eps,
                         float* out) = 0;
   // x [tokens, cols]; jobs share it.
   virtual void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) = 0;
-  // x [rows, heads * head_dim] in place; cosine and sine [rows, pairs] rotate the first 2 * pairs
-  // values of every head.
-  virtual void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
-                    const float* sine, int64_t pairs, RopeLayout layout) = 0;
-  // gate = silu(gate) * up
-  virtual void silu_gate(float* gate, const float* up, int64_t count) = 0;
-  // x += y
-  virtual void add(float* x, const float* y, int64_t count) = 0;
+  virtual void rope(const RopeRows& rows) = 0;
+  // gate = silu(gate) * up, [rows, width]
+  virtual void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) = 0;
 
   // Attention of one layer for every task, which also moves its pairs through the memories.
   virtual void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
                               const AttentionRows& rows) = 0;
   virtual void softmax_attention(const AttentionShape& shape, std::span<const SoftmaxTask> tasks,
                                  const AttentionRows& rows) = 0;
+
+  // Row i of logits [kept tasks, vocabulary] to the i-th task of the pass that keeps its logits.
+  virtual void keep_logits(const float* logits, int64_t vocabulary) = 0;
+  // Of the rows of the latest keep_logits(), once they are there; empty where the backend leaves
+  // the choice to the sampler.
+  virtual std::span<const GreedyChoice> greedy_choices() = 0;
 };
 
 class Backend {
@@ -86,6 +126,16 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"
+
+  // The most tokens that a pass should take.
+  virtual int64_t pass_tokens() const = 0;
+
+  // UnsupportedError where it cannot run such layers.
+  virtual void check(const AttentionShape& shape) const = 0;
+  // Bytes that load() takes for a weight beyond the file's mapping.
+  virtual int64_t stored_bytes(const QuantFormat& format, int64_t rows, int64_t cols) const = 0;
+  // DeviceError with the numbers needed and free where there is not so much memory.
+  virtual void require(int64_t bytes, const std::string& what) const = 0;
 
   // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
   virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_library.h"
 #include "base/error.h"
 
 namespace lola {
@@ -15,6 +16,7 @@ struct BackendRow {
 
 constexpr BackendRow kBackends[] = {
     {"cpu", make_cpu_backend},
+    {"cuda", make_cuda_backend},
 };
 
 }  // namespace

@@ -180,6 +180,10 @@ void save_session(const Session& session, const std::string& path, const std::st
 SampledToken sample_token(const Session& session, Sampler& sampler, int64_t top_logprobs,
                           const std::optional<Logits>& adjusted) {
   const auto lock = session.use();
+  const GreedyChoice greedy = session.greedy_choice();
+  if (greedy.id >= 0 && top_logprobs == 0) {
+    if (auto token = sampler.take_greedy(greedy.id, greedy.logprob)) return *token;
+  }
   if (session.logits().empty()) {
     throw UsageError("session: there is nothing to sample from before its first token");
   }

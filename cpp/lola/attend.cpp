@@ -5,6 +5,7 @@
 
 #include "lola/exact_sums.h"
 #include "lola/hidden_state.h"
+#include "lola/mixing.h"
 
 namespace lola {
 namespace {
@@ -58,27 +59,6 @@ LinearSums add_hidden_state(const KvHead& head, int64_t query_head, const float*
   return read_hidden_state(head.kernels, shape, head.hidden_state(query_head), phi, tokens, memory);
 }
 
-struct MixingWeights {
-  float exact;   // of the exact pairs' sums, which are relative to their maximum
-  float linear;  // of the linear term
-};
-
-// The table "The output of a query" of the design: soft weights and linear factor b, scaled so that
-// nothing overflows.
-MixingWeights mixing_weights(const LolaConfig& config, float gate, float max) {
-  const float safe_max = std::max(0.0f, max);
-  switch (config.mixing) {
-    case Mixing::kLolcats:
-      return {gate, config.affine ? 1.0f - gate : 1.0f};
-    case Mixing::kGated:
-      if (gate == 0.0f) return {0.0f, 1.0f};  // both weights could underflow otherwise
-      return {gate * std::exp(max - safe_max), (1.0f - gate) * std::exp(-safe_max)};
-    case Mixing::kNatural:
-      break;
-  }
-  return {std::exp(max - safe_max), std::exp(-safe_max)};
-}
-
 // y = (exact sum + linear sum) / (their weights' sum).
 void normalise(MixingWeights weights, float exact_sum, const float* exact_y, float linear_sum,
                const float* linear_y, int64_t head_dim, float* out) {
@@ -115,7 +95,8 @@ void attend(const KvHead& head, const float* q, int64_t q_stride, int64_t tokens
     const LinearSums linear = add_hidden_state(head, query_head, queries + i * tokens * d, tokens);
     for (int64_t t = 0; t < tokens; ++t) {
       const int64_t row = i * tokens + t;
-      normalise(mixing_weights(head.config, head.layer.gate[query_head], exact.max[row]),
+      normalise(mixing_weights(head.config.mixing, head.config.affine, head.layer.gate[query_head],
+                               exact.max[row]),
                 exact.sum[row], exact.y + row * d, linear.sum[t], linear.y + t * d, d,
                 head_out + t * out_stride);
     }

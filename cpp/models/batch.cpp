@@ -10,8 +10,9 @@
 namespace lola {
 namespace {
 
-// The next pass: every session that has tokens left gets a fair share of the rows.
-std::vector<Segment> next_pass(std::span<const Advance> advances, std::vector<size_t>& done) {
+// The next pass, of pass_tokens rows at most: every session that has tokens left gets a fair share.
+std::vector<Segment> next_pass(std::span<const Advance> advances, int64_t pass_tokens,
+                               std::vector<size_t>& done) {
   std::vector<size_t> open;
   for (size_t i = 0; i < advances.size(); ++i) {
     if (done[i] < advances[i].tokens.size()) open.push_back(i);
@@ -20,7 +21,7 @@ std::vector<Segment> next_pass(std::span<const Advance> advances, std::vector<si
   const auto left = [&](size_t i) { return advances[i].tokens.size() - done[i]; };
   std::stable_sort(open.begin(), open.end(), [&](size_t a, size_t b) { return left(a) < left(b); });
   std::vector<Segment> segments;
-  size_t rows = static_cast<size_t>(kPassTokens);
+  size_t rows = static_cast<size_t>(pass_tokens);
   for (size_t n = 0; n < open.size() && rows > 0; ++n) {
     const size_t i = open[n];
     const size_t share = std::max<size_t>(1, rows / (open.size() - n));
@@ -71,8 +72,9 @@ void advance_batch(std::span<const Advance> advances, const Progress& progress) 
   const Model::WorkspaceHandle workspace = model.borrow_workspace();
   std::vector<size_t> done(advances.size(), 0);
   int64_t total = 0;
-  for (auto segments = next_pass(advances, done); !segments.empty();
-       segments = next_pass(advances, done)) {
+  const int64_t pass_tokens = model.backend().pass_tokens();
+  for (auto segments = next_pass(advances, pass_tokens, done); !segments.empty();
+       segments = next_pass(advances, pass_tokens, done)) {
     Pass(model, *workspace, segments).run();
     for (const Segment& segment : segments) total += static_cast<int64_t>(segment.tokens.size());
     if (progress) progress(total);

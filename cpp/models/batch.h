@@ -16,13 +16,10 @@ struct Advance {
   float* logprobs = nullptr;  // [tokens] or null: log-probability of each token given all before it
 };
 
-// Called between passes with the tokens done so far, all sessions together; what it throws ends the
-// call, and the sessions stay where the finished passes left them.
+// Called between passes (Backend::pass_tokens() at most, and so the longest wait of a cancellation)
+// with the tokens done so far, all sessions together; what it throws ends the call, and the
+// sessions stay where the finished passes left them.
 using Progress = std::function<void(int64_t done)>;
-
-// The most tokens that one pass takes through the weights, and so the longest wait of a
-// cancellation.
-inline constexpr int64_t kPassTokens = 512;
 
 // UsageError where the session cannot take these tokens: ids out of range, or a KV cache too small.
 void check_tokens(const Session& session, std::span<const int32_t> tokens);

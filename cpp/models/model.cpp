@@ -34,12 +34,27 @@ Model::Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFil
       backend_(make_backend(options.device, {options.threads})),
       hyperparameters_(read_hyperparameters(*file_)),
       rope_(hyperparameters_.rope),
-      weights_(load_weights(*file_, hyperparameters_, *backend_)),
+      weights_(load_checked_weights()),
       fingerprint_(lola::fingerprint(*file_, adapter_.get())) {
   const GgufFile* lola_file = is_one_file(*file_) ? file_.get() : adapter_.get();
   attention_ = lola_file == nullptr ? plain_attention(hyperparameters_)
                                     : load_attention(*lola_file, hyperparameters_, *backend_);
+  for (const AttentionLayer& layer : attention_.layers) {
+    if (layer.lola) backend_->check(layer.lola->shape);
+  }
   if (adapter_) apply_lora(*adapter_, hyperparameters_, *backend_, weights_);
+}
+
+Weights Model::load_checked_weights() const {
+  const Hyperparameters& h = hyperparameters_;
+  backend_->check({h.heads, h.kv_heads, h.head_dim, 0});
+  int64_t bytes = 0;
+  for (const GgufTensor& tensor : file_->tensors()) {
+    if (tensor.shape.size() != 2) continue;
+    bytes += backend_->stored_bytes(*tensor.format, tensor.shape[0], tensor.shape[1]);
+  }
+  backend_->require(bytes, "weights of " + file_->path());
+  return load_weights(*file_, h, *backend_);
 }
 
 Model::~Model() = default;

@@ -52,6 +52,9 @@ class Model {
   Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFile> adapter,
         const ModelOptions& options);
 
+  // Refuses what the backend cannot hold before it takes any memory.
+  Weights load_checked_weights() const;
+
   std::shared_ptr<const GgufFile> file_;
   std::shared_ptr<const GgufFile> adapter_;  // null for plain and one-file models
   std::shared_ptr<Backend> backend_;

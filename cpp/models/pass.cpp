@@ -39,51 +39,69 @@ Pass::Pass(const Model& model, Workspace& workspace, std::span<const Segment> se
 }
 
 void Pass::run() {
-  embed();
-  for (int64_t layer = 0; layer < h_.layers; ++layer) {
-    attention(layer);
-    feed_forward(layer);
-  }
-  keep_logits();
-  for (const Segment& segment : segments_) {
-    segment.session->position_ += static_cast<int64_t>(segment.tokens.size());
-  }
+  begin();
+  executor_.run(key_, [this] {
+    executor_.embed(model_.weights().token_embedding, w_.x);
+    for (int64_t layer = 0; layer < h_.layers; ++layer) {
+      attention(layer);
+      feed_forward(layer);
+    }
+    score();
+    keep_logits();
+  });
+  finish();
 }
 
-void Pass::embed() {
-  std::vector<int32_t> tokens;
+void Pass::begin() {
   const int64_t pairs = model_.rope().pairs();
   std::vector<float> cosine(static_cast<size_t>(rows_ * pairs));
   std::vector<float> sine(cosine.size());
+  bool repeatable = true;
   for (const Segment& segment : segments_) {
-    int64_t position = segment.session->position();
-    for (int32_t token : segment.tokens) {
-      const int64_t at = static_cast<int64_t>(tokens.size()) * pairs;
-      model_.rope().angles(position++, cosine.data() + at, sine.data() + at);
-      tokens.push_back(token);
+    Session& session = *segment.session;
+    const int64_t row = static_cast<int64_t>(tokens_.size());
+    tasks_.push_back({&session.config_.lola,
+                      session.layout_.has_kv() ? session.layout_.kv().capacity() : 0,
+                      session.memory_.as<uint8_t>(), session.position_, row,
+                      static_cast<int64_t>(segment.tokens.size()),
+                      segment.keep_logits ? session.logits_.as<float>() : nullptr});
+    for (size_t i = 0; i < segment.tokens.size(); ++i) {
+      const int64_t at = (row + static_cast<int64_t>(i)) * pairs;
+      model_.rope().angles(session.position_ + static_cast<int64_t>(i), cosine.data() + at,
+                           sine.data() + at);
     }
+    tokens_.insert(tokens_.end(), segment.tokens.begin(), segment.tokens.end());
+    repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1;
   }
+  if (repeatable) {
+    // The first and the last of the activations tell where the others are.
+    key_ = {rows_, reinterpret_cast<int64_t>(w_.x), reinterpret_cast<int64_t>(w_.sine),
+            reinterpret_cast<int64_t>(w_.logits)};
+  }
+  executor_.begin_pass(tasks_, tokens_);
   const int64_t bytes = static_cast<int64_t>(cosine.size() * sizeof(float));
   executor_.upload(w_.cosine, cosine.data(), bytes);
   executor_.upload(w_.sine, sine.data(), bytes);
-  executor_.embed(model_.weights().token_embedding, tokens, w_.x);
 }
 
 void Pass::attention(int64_t index) {
   const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  const RopeLayout layout = h_.architecture->rope_layout;
-  const int64_t pairs = model_.rope().pairs();
   const auto norm = layer.attention_norm.as<const float>();
 
   executor_.rms_norm(w_.x, rows_, h_.dim, norm, h_.norm_eps, w_.normed);
   linear(w_.normed, {{&layer.q, w_.q}, {&layer.k, w_.k}, {&layer.v, w_.v}});
   norm_heads(w_.q, h_.heads, layer.q_norm);
   norm_heads(w_.k, h_.kv_heads, layer.k_norm);
-  executor_.rope(w_.q, rows_, h_.heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
-  executor_.rope(w_.k, rows_, h_.kv_heads, h_.head_dim, w_.cosine, w_.sine, pairs, layout);
+  executor_.rope({w_.q,
+                  w_.k,
+                  rows_,
+                  {h_.heads, h_.kv_heads, h_.head_dim, 0},
+                  w_.cosine,
+                  w_.sine,
+                  model_.rope().pairs(),
+                  h_.architecture->rope_layout});
   attend(index);
-  linear(w_.attended, {{&layer.output, w_.projected}});
-  executor_.add(w_.x, w_.projected, rows_ * h_.dim);
+  linear(w_.attended, {{&layer.output, w_.x}}, true);
 }
 
 void Pass::attend(int64_t layer) {
@@ -118,17 +136,18 @@ void Pass::feed_forward(int64_t index) {
   const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
   executor_.rms_norm(w_.x, rows_, h_.dim, layer.ffn_norm.as<const float>(), h_.norm_eps, w_.normed);
   linear(w_.normed, {{&layer.gate, w_.gate}, {&layer.up, w_.up}});
-  executor_.silu_gate(w_.gate, w_.up, rows_ * h_.ffn_dim);
-  linear(w_.gate, {{&layer.down, w_.projected}});
-  executor_.add(w_.x, w_.projected, rows_ * h_.dim);
+  executor_.silu_gate(w_.gate, w_.up, rows_, h_.ffn_dim);
+  linear(w_.gate, {{&layer.down, w_.x}}, true);
 }
 
-// out = x W' + bias for weights that share x, then the adapter's low-rank part.
-void Pass::linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs) {
+// out = x W' + bias for weights that share x, then the adapter's low-rank part. accumulate: out
+// gains it all.
+void Pass::linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs,
+                  bool accumulate) {
   std::vector<MatmulJob> jobs;
   for (const auto& [linear, out] : outputs) {
     jobs.push_back(
-        {&linear->weight, linear->bias.as<const float>(), out, linear->weight.rows, false});
+        {&linear->weight, linear->bias.as<const float>(), out, linear->weight.rows, accumulate});
   }
   executor_.matmul(x, rows_, jobs);
   for (const auto& [linear, out] : outputs) {
@@ -155,40 +174,30 @@ const float* Pass::output_rows(int64_t row, int64_t rows) {
   return w_.logits;
 }
 
+// The rows of the tokens whose logits are kept move to the front, so no row is overwritten before
+// it is read.
 void Pass::keep_logits() {
+  int64_t kept = 0;
+  for (const PassTask& task : tasks_) {
+    if (task.logits == nullptr) continue;
+    executor_.copy(w_.x + kept++ * h_.dim, w_.x + (task.row + task.tokens - 1) * h_.dim,
+                   h_.dim * static_cast<int64_t>(sizeof(float)));
+  }
+  if (kept > 0) executor_.keep_logits(output_rows(0, kept), h_.vocabulary);
+}
+
+void Pass::score() {
   int64_t row = 0;
   for (const Segment& segment : segments_) {
     if (segment.logprobs != nullptr) score(segment, row);
     row += static_cast<int64_t>(segment.tokens.size());
-  }
-  std::vector<Session*> kept;
-  row = 0;
-  for (const Segment& segment : segments_) {
-    row += static_cast<int64_t>(segment.tokens.size());
-    if (!segment.keep_logits) {
-      // Those from before are not of the last token any more.
-      if (segment.logprobs == nullptr) segment.session->logits_.clear();
-      continue;
-    }
-    // Rows only move towards the front, so no row is overwritten before it is read.
-    executor_.copy(w_.x + static_cast<int64_t>(kept.size()) * h_.dim, w_.x + (row - 1) * h_.dim,
-                   h_.dim * static_cast<int64_t>(sizeof(float)));
-    kept.push_back(segment.session);
-  }
-  if (kept.empty()) return;
-  const float* logits = output_rows(0, static_cast<int64_t>(kept.size()));
-  const int64_t bytes = h_.vocabulary * static_cast<int64_t>(sizeof(float));
-  for (Session* session : kept) {
-    session->logits_.resize(static_cast<size_t>(h_.vocabulary));
-    executor_.download(session->logits_.data(), logits, bytes);
-    logits += h_.vocabulary;
   }
 }
 
 // Row i predicts token i + 1; the first token is predicted by the logits kept from before.
 void Pass::score(const Segment& segment, int64_t first_row) {
   const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
-  std::vector<float>& before = segment.session->logits_;
+  const std::span<const float> before = segment.session->logits(executor_);
   segment.logprobs[0] = before.empty() ? std::numeric_limits<float>::quiet_NaN()
                                        : log_probability(before, segment.tokens[0]);
   std::vector<float> host(static_cast<size_t>(kScoreRows * h_.vocabulary));
@@ -204,9 +213,22 @@ void Pass::score(const Segment& segment, int64_t first_row) {
         segment.logprobs[begin + i + 1] =
             log_probability(row, segment.tokens[static_cast<size_t>(begin + i + 1)]);
       } else {
-        before.assign(row.begin(), row.end());
+        segment.session->set_logits(row, executor_);
       }
     }
+  }
+}
+
+void Pass::finish() {
+  const std::span<const GreedyChoice> choices = executor_.greedy_choices();
+  size_t kept = 0;
+  for (const Segment& segment : segments_) {
+    Session& session = *segment.session;
+    session.position_ += static_cast<int64_t>(segment.tokens.size());
+    if (segment.logprobs != nullptr) continue;
+    session.forget_logits();  // those from before are not of the last token any more
+    session.has_logits_ = segment.keep_logits;
+    if (segment.keep_logits && !choices.empty()) session.greedy_ = choices[kept++];
   }
 }
 

@@ -27,12 +27,15 @@ class Pass {
   void run();
 
  private:
-  void embed();
+  void begin();
+  void finish();
   void attention(int64_t layer);
   void feed_forward(int64_t layer);
   void keep_logits();
+  void score();
   void score(const Segment& segment, int64_t row);
-  void linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs);
+  void linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs,
+              bool accumulate = false);
   void norm_heads(float* x, int64_t heads, const Buffer& weight);
   void attend(int64_t layer);
   const float* output_rows(int64_t row, int64_t rows);
@@ -43,6 +46,9 @@ class Pass {
   Executor& executor_;
   std::span<const Segment> segments_;
   int64_t rows_ = 0;
+  std::vector<PassTask> tasks_;
+  std::vector<int32_t> tokens_;
+  std::vector<int64_t> key_;  // of the operations, where they are the same from token to token
 };
 
 }  // namespace lola

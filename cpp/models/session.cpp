@@ -62,21 +62,64 @@ Session::Session(std::shared_ptr<const Model> model, const SessionConfig& config
     : model_(std::move(model)),
       config_(checked(*model_, config)),
       layout_(*model_, config_),
-      memory_(model_->backend().allocate(layout_.memory_bytes(), "session")) {}
+      memory_(model_->backend().allocate(layout_.memory_bytes(), "session")),
+      logits_(model_->backend().allocate(
+          model_->hyperparameters().vocabulary * static_cast<int64_t>(sizeof(float)), "session")) {}
+
+std::span<const float> Session::logits() const {
+  if (!has_logits_) return {};
+  return host_logits_.empty() ? logits(model_->borrow_workspace()->executor()) : host_logits_;
+}
+
+std::span<const float> Session::logits(Executor& executor) const {
+  if (has_logits_ && host_logits_.empty()) {
+    host_logits_.resize(static_cast<size_t>(model_->hyperparameters().vocabulary));
+    executor.download(host_logits_.data(), logits_.as<float>(), logits_.bytes());
+  }
+  return host_logits_;
+}
+
+void Session::set_logits(std::span<const float> logits, Executor& executor) {
+  forget_logits();
+  has_logits_ = true;
+  host_logits_.assign(logits.begin(), logits.end());
+  executor.upload(logits_.as<float>(), logits.data(), logits_.bytes());
+}
+
+void Session::forget_logits() {
+  has_logits_ = false;
+  host_logits_.clear();
+  greedy_ = {-1, 0.0f};
+}
 
 std::unique_ptr<Session> Session::fork() const {
   const auto lock = use();
   auto copy = std::make_unique<Session>(model_, config_);
   const Model::WorkspaceHandle workspace = model_->borrow_workspace();
+  Executor& executor = workspace->executor();
+  for (const MemoryRange& range : used_memory()) {
+    executor.copy(copy->memory_.as<uint8_t>() + range.offset, memory_.as<uint8_t>() + range.offset,
+                  range.bytes);
+  }
+  if (has_logits_) executor.copy(copy->logits_.as<float>(), logits_.as<float>(), logits_.bytes());
+  copy->position_ = position_;
+  copy->has_logits_ = has_logits_;
+  copy->greedy_ = greedy_;
+  return copy;
+}
+
+std::vector<MemoryRange> Session::used_memory() const {
+  std::vector<MemoryRange> ranges;
   for (int64_t layer = 0; layer < layout_.layers(); ++layer) {
     for (const MemoryRange& range : layout_.used(layer, position_)) {
-      workspace->executor().copy(copy->memory_.as<uint8_t>() + range.offset,
-                                 memory_.as<uint8_t>() + range.offset, range.bytes);
+      if (!ranges.empty() && ranges.back().offset + ranges.back().bytes == range.offset) {
+        ranges.back().bytes += range.bytes;
+      } else {
+        ranges.push_back(range);
+      }
     }
   }
-  copy->position_ = position_;
-  copy->logits_ = logits_;
-  return copy;
+  return ranges;
 }
 
 std::unique_lock<std::mutex> Session::use() const {

@@ -64,7 +64,9 @@ class Session {
   // the CPU all of it; a GPU runs behind the host.
   double attention_seconds() const { return attention_seconds_; }
   // [vocabulary], empty before the first token and after a prompt that was interrupted.
-  std::span<const float> logits() const { return logits_; }
+  std::span<const float> logits() const;
+  // Of these logits, where the backend has chosen; id -1 where it has not.
+  GreedyChoice greedy_choice() const { return greedy_; }
 
   // A copy that continues on its own.
   std::unique_ptr<Session> fork() const;
@@ -77,13 +79,22 @@ class Session {
   friend class StateFile;
   friend class Inspection;
 
+  // Of all layers, neighbours joined.
+  std::vector<MemoryRange> used_memory() const;
+  std::span<const float> logits(Executor& executor) const;
+  void set_logits(std::span<const float> logits, Executor& executor);
+  void forget_logits();
+
   std::shared_ptr<const Model> model_;
   SessionConfig config_;
   SessionLayout layout_;
   Buffer memory_;
+  Buffer logits_;  // [vocabulary], of the last token
   int64_t position_ = 0;
   double attention_seconds_ = 0.0;
-  std::vector<float> logits_;
+  bool has_logits_ = false;
+  GreedyChoice greedy_{-1, 0.0f};
+  mutable std::vector<float> host_logits_;  // empty until asked for
   mutable std::mutex in_use_;
 };
 

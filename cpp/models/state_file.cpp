@@ -241,9 +241,10 @@ StateFile::Loaded StateFile::load(std::shared_ptr<const Model> model, const std:
     }
   }
   if (file->find_tensor("logits") != nullptr) {
-    session.logits_ = read_floats(*file, "logits", {model->hyperparameters().vocabulary});
+    session.set_logits(read_floats(*file, "logits", {model->hyperparameters().vocabulary}),
+                       workspace->executor());
   }
-  hasher.add(session.logits_.data(), session.logits_.size() * sizeof(float));
+  hasher.add(session.logits().data(), session.logits().size_bytes());
   if (hasher.hex() != file->get_string("state.checksum")) {
     throw FormatError(message(path, ": state.checksum does not match: the file is damaged"));
   }

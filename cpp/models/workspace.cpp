@@ -31,7 +31,6 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
     const int64_t kv_dim = h.kv_heads * h.head_dim;
     const std::pair<float**, int64_t> arrays[] = {{&x, h.dim},
                                                   {&normed, h.dim},
-                                                  {&projected, h.dim},
                                                   {&q, q_dim},
                                                   {&k, kv_dim},
                                                   {&v, kv_dim},

@@ -22,19 +22,18 @@ class Workspace {
 
   Executor& executor() { return *executor_; }
 
-  float* x = nullptr;          // [rows, dim] residual stream
-  float* normed = nullptr;     // [rows, dim]
-  float* projected = nullptr;  // [rows, dim] what attention or feed-forward adds to x
-  float* q = nullptr;          // [rows, heads * head_dim]
-  float* k = nullptr;          // [rows, kv_heads * head_dim]
-  float* v = nullptr;          // [rows, kv_heads * head_dim]
-  float* attended = nullptr;   // [rows, heads * head_dim]
-  float* gate = nullptr;       // [rows, ffn_dim]
-  float* up = nullptr;         // [rows, ffn_dim]
-  float* lora = nullptr;       // [rows, largest rank]
-  float* cosine = nullptr;     // [rows, rotated pairs]
-  float* sine = nullptr;       // [rows, rotated pairs]
-  float* logits = nullptr;     // [logit_rows, vocabulary]
+  float* x = nullptr;         // [rows, dim] residual stream
+  float* normed = nullptr;    // [rows, dim]
+  float* q = nullptr;         // [rows, heads * head_dim]
+  float* k = nullptr;         // [rows, kv_heads * head_dim]
+  float* v = nullptr;         // [rows, kv_heads * head_dim]
+  float* attended = nullptr;  // [rows, heads * head_dim]
+  float* gate = nullptr;      // [rows, ffn_dim]
+  float* up = nullptr;        // [rows, ffn_dim]
+  float* lora = nullptr;      // [rows, largest rank]
+  float* cosine = nullptr;    // [rows, rotated pairs]
+  float* sine = nullptr;      // [rows, rotated pairs]
+  float* logits = nullptr;    // [logit_rows, vocabulary]
 
  private:
   const Model& model_;

@@ -146,6 +146,14 @@ void Sampler::accept(std::span<const int32_t> tokens) {
   for (const int32_t token : tokens) recent_.push(token);
 }
 
+std::optional<SampledToken> Sampler::take_greedy(int32_t id, float logprob) {
+  if (config_.temperature != 0.0 || !config_.logit_bias.empty() || !recent_.counts().empty()) {
+    return std::nullopt;
+  }
+  recent_.push(id);
+  return SampledToken{id, logprob, {}};
+}
+
 SampledToken Sampler::sample(std::span<const float> logits, int64_t top_logprobs) {
   return sample(logits, logits, top_logprobs);
 }

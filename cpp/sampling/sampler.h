@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -44,6 +45,10 @@ class Sampler {
 
   // Tokens of the prompt, so that penalties see them. sample() records what it returns by itself.
   void accept(std::span<const int32_t> tokens);
+
+  // Takes the most likely token, chosen and scored elsewhere, where that is what sample() would
+  // choose; nothing where it may not be.
+  std::optional<SampledToken> take_greedy(int32_t id, float logprob);
 
   // logits [vocabulary]; UsageError on NaN, +infinity, or when nothing is left to choose from.
   SampledToken sample(std::span<const float> logits, int64_t top_logprobs);

@@ -48,10 +48,10 @@ class Model:
     path     a GGUF file (of a split file: any part), plain or of the one-file form `lola-<architecture>`
     adapter  a LoLA adapter for it; None runs the file with the attention it has
     threads  None: the physical cores
-    device   "cpu"
+    device   "cpu", or "cuda" where the package was built with it
 
     Raises FormatError for a damaged file or an adapter of another model, UnsupportedError for an architecture, tensor
-    type or tokenizer that is not implemented, FileNotFoundError.
+    type or tokenizer that is not implemented, DeviceError where the device is missing or too small, FileNotFoundError.
     """
 
     def __init__(

@@ -32,9 +32,15 @@ class CpuExecutor final : public Executor {
     if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
 
-  void embed(const WeightMatrix& table, std::span<const int32_t> tokens, float* out) override {
-    for (size_t row = 0; row < tokens.size(); ++row) {
-      decode_row(table, tokens[row], out + static_cast<int64_t>(row) * table.cols);
+  void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
+    tasks_ = tasks;
+    tokens_ = tokens;
+  }
+  void run(std::span<const int64_t>, const std::function<void()>& body) override { body(); }
+
+  void embed(const WeightMatrix& table, float* out) override {
+    for (size_t row = 0; row < tokens_.size(); ++row) {
+      decode_row(table, tokens_[row], out + static_cast<int64_t>(row) * table.cols);
     }
   }
 
@@ -49,27 +55,25 @@ class CpuExecutor final : public Executor {
     lola::matmul(kernels_, pool_, matmul_scratch_, x, jobs.front().weight->cols, tokens, jobs);
   }
 
-  void rope(float* x, int64_t rows, int64_t heads, int64_t head_dim, const float* cosine,
-            const float* sine, int64_t pairs, RopeLayout layout) override {
+  void rope(const RopeRows& rows) override {
     const auto rotate =
-        layout == RopeLayout::kInterleaved ? kernels_.rope_interleaved : kernels_.rope_half;
-    for_rows(rows, heads * head_dim, [&](int64_t row) {
-      for (int64_t head = 0; head < heads; ++head) {
-        rotate(x + (row * heads + head) * head_dim, cosine + row * pairs, sine + row * pairs,
-               pairs);
-      }
-    });
+        rows.layout == RopeLayout::kInterleaved ? kernels_.rope_interleaved : kernels_.rope_half;
+    const auto rotate_heads = [&](float* x, int64_t heads) {
+      for_rows(rows.rows, heads * rows.shape.head_dim, [&](int64_t row) {
+        for (int64_t head = 0; head < heads; ++head) {
+          rotate(x + (row * heads + head) * rows.shape.head_dim, rows.cosine + row * rows.pairs,
+                 rows.sine + row * rows.pairs, rows.pairs);
+        }
+      });
+    };
+    rotate_heads(rows.q, rows.shape.heads);
+    rotate_heads(rows.k, rows.shape.kv_heads);
   }
 
-  void silu_gate(float* gate, const float* up, int64_t count) override {
-    for_ranges(count, [&](int64_t begin, int64_t size) {
+  void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) override {
+    for_ranges(rows * width, [&](int64_t begin, int64_t size) {
       kernels_.silu_gate(gate + begin, up + begin, size);
     });
-  }
-
-  void add(float* x, const float* y, int64_t count) override {
-    for_ranges(count,
-               [&](int64_t begin, int64_t size) { kernels_.add(x + begin, y + begin, size); });
   }
 
   void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
@@ -92,6 +96,15 @@ class CpuExecutor final : public Executor {
     cpu_softmax_attention(kernels_, pool_, shape, tasks, rows, scratch_, partials_);
   }
 
+  void keep_logits(const float* logits, int64_t vocabulary) override {
+    for (const PassTask& task : tasks_) {
+      if (task.logits == nullptr) continue;
+      copy(task.logits, logits, vocabulary * static_cast<int64_t>(sizeof(float)));
+      logits += vocabulary;
+    }
+  }
+  std::span<const GreedyChoice> greedy_choices() override { return {}; }
+
  private:
   template <typename Body>
   void for_rows(int64_t rows, int64_t width, const Body& body) {
@@ -112,6 +125,8 @@ class CpuExecutor final : public Executor {
 
   const Kernels& kernels_;
   ThreadPool& pool_;
+  std::span<const PassTask> tasks_;
+  std::span<const int32_t> tokens_;
   MatmulScratch matmul_scratch_;
   std::vector<LolaScratch> scratch_;  // one per thread
   std::vector<float> partials_;       // of softmax attention
@@ -125,6 +140,12 @@ class CpuBackend final : public Backend {
     return message("cpu, ", kernels_.name, ", ", pool_.threads(),
                    pool_.threads() == 1 ? " thread" : " threads");
   }
+
+  // What may wait before a cancellation takes effect; larger passes are no faster.
+  int64_t pass_tokens() const override { return 512; }
+  void check(const AttentionShape&) const override {}
+  int64_t stored_bytes(const QuantFormat&, int64_t, int64_t) const override { return 0; }
+  void require(int64_t, const std::string&) const override {}
 
   Buffer allocate(int64_t bytes, const std::string& what) const override {
     // calloc takes zero pages from the system, so memory that is never used is never resident.

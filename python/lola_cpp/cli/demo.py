@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..model import Model
 from ..recall import passkey_prompt
-from .shared import megabytes, read
+from .shared import add_device_option, megabytes, read
 
 if TYPE_CHECKING:
     from .shared import Subcommands
@@ -19,11 +19,12 @@ def add(commands: Subcommands) -> None:
     demo.add_argument("--tokens", type=int, default=4000, help="length of the text")
     demo.add_argument("--seed", type=int, default=1)
     demo.add_argument("--threads", type=int)
+    add_device_option(demo)
     demo.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = Model.default(threads=options.threads)
+    model = Model.default(threads=options.threads, device=options.device)
     prompt = passkey_prompt(model.tokenizer, options.tokens, rng=random.Random(options.seed))
     print(
         f"The pass key {prompt.answer} is hidden {prompt.depth:.0%} into a text of {len(prompt.tokens):,} tokens.\n"

@@ -25,6 +25,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", type=Path, help="a GGUF file; default: the small model inside the package")
     group.add_argument("-a", "--adapter", type=Path, help="a LoLA adapter for it")
     group.add_argument("-t", "--threads", type=int, help="default: the physical cores")
+    add_device_option(group)
+
+
+def add_device_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("-d", "--device", default="cpu", help="cpu or cuda")
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +58,8 @@ def text_of(options: argparse.Namespace) -> str:
 
 def load_model(options: argparse.Namespace) -> Model:
     if options.model is None:
-        return Model.default(threads=options.threads)
-    return Model(options.model, options.adapter, threads=options.threads)
+        return Model.default(threads=options.threads, device=options.device)
+    return Model(options.model, options.adapter, threads=options.threads, device=options.device)
 
 
 def session_options(options: argparse.Namespace) -> SessionOptions:

@@ -1,0 +1,82 @@
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/cuda_executor.cuh"
+#include "backend/cuda/row_tile.cuh"
+#include "backend/cuda/weight_layout.h"
+#include "base/cpu_count.h"
+#include "base/thread_pool.h"
+
+namespace lola {
+namespace {
+
+constexpr int64_t kMaxFeatures = 512;
+constexpr int64_t kRowsPerTask = 16 * kSlabRows;
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int threads) : pool_(threads), device_(std::make_shared<CudaDevice>()) {}
+
+  std::string describe() const override { return device_->describe(); }
+
+  // Matrix products are no faster beyond, and a cancellation waits for a tenth of a second.
+  int64_t pass_tokens() const override { return 2048; }
+
+  void check(const AttentionShape& shape) const override {
+    if (shape.head_dim % 8 != 0 || shape.head_dim > kMaxHeadDim) {
+      throw UnsupportedError(message("device cuda: found heads of ", shape.head_dim,
+                                     ", wanted a multiple of 8, at most ", kMaxHeadDim));
+    }
+    if (shape.feature_size > kMaxFeatures) {
+      throw UnsupportedError(message("device cuda: found feature maps of ", shape.feature_size,
+                                     ", wanted at most ", kMaxFeatures));
+    }
+  }
+
+  int64_t stored_bytes(const QuantFormat& format, int64_t rows, int64_t cols) const override {
+    return weight_layout(format.type, rows, cols).bytes;
+  }
+
+  void require(int64_t bytes, const std::string& what) const override {
+    device_->require(bytes, what);
+  }
+
+  Buffer allocate(int64_t bytes, const std::string& what) const override {
+    return device_->allocate(bytes, what);
+  }
+
+  WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
+                    int64_t cols) override {
+    const WeightLayout layout = weight_layout(format.type, rows, cols);
+    std::vector<uint8_t> staged(static_cast<size_t>(layout.bytes));
+    pool_.parallel_for(ceil_div(rows, kRowsPerTask), [&](int64_t task, int) {
+      store_weights(format, layout, data, rows, cols, task * kRowsPerTask,
+                    std::min(rows, (task + 1) * kRowsPerTask), staged.data());
+    });
+    Buffer buffer = allocate(layout.bytes, "a weight");
+    cuda_check(cudaMemcpyAsync(buffer.as<uint8_t>(), staged.data(), staged.size(),
+                               cudaMemcpyHostToDevice, device_->stream().handle),
+               "upload of a weight");
+    cuda_check(cudaStreamSynchronize(device_->stream().handle), "upload of a weight");
+    const WeightMatrix weight{&format, buffer.as<uint8_t>(), rows, cols};
+    weights_.push_back(std::move(buffer));
+    return weight;
+  }
+
+  std::unique_ptr<Executor> make_executor() override { return make_cuda_executor(device_); }
+
+ private:
+  ThreadPool pool_;
+  std::shared_ptr<CudaDevice> device_;
+  std::vector<Buffer> weights_;
+};
+
+}  // namespace
+}  // namespace lola
+
+lola::Backend* lola_make_cuda_backend(const lola::BackendOptions& options) {
+  return new lola::CudaBackend(options.threads == 0 ? lola::default_thread_count()
+                                                    : options.threads);
+}

@@ -1,0 +1,67 @@
+// Checks of CUDA calls, and kernel launches that may overlap the end of the kernel before them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "base/error.h"
+
+namespace lola {
+
+inline void cuda_check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    throw DeviceError(message("cuda: ", what, ": ", cudaGetErrorString(status)));
+  }
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where kernels go. From compute capability 9.0 on, a kernel may start while the one before it ends
+// (programmatic dependent launch).
+struct Stream {
+  cudaStream_t handle;
+  bool overlaps;
+};
+
+// Every kernel calls this before it touches memory that another kernel writes or reads. What comes
+// before it (weights read into registers) overlaps the end of the kernel before. The next kernel
+// may start after it, so at most two kernels run at a time.
+__device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
+            int64_t shared_bytes, Arguments&&... arguments) {
+  constexpr int64_t kDefaultShared = 48 * 1024;
+  if (shared_bytes > kDefaultShared) {
+    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "shared memory of a kernel");
+  }
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream.handle;
+  config.attrs = &overlap;
+  config.numAttrs = stream.overlaps ? 1 : 0;
+  cuda_check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
+             "kernel launch");
+}
+
+inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+}  // namespace lola

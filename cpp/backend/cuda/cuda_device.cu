@@ -1,0 +1,78 @@
+#include <algorithm>
+
+#include "backend/cuda/cuda_device.cuh"
+
+namespace lola {
+namespace {
+
+constexpr int kDevice = 0;  // CUDA_VISIBLE_DEVICES chooses another
+
+void check_device() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    throw DeviceError(message("device cuda: found no usable GPU (",
+                              status == cudaSuccess ? "none is there" : cudaGetErrorString(status),
+                              "), wanted an NVIDIA GPU and its driver"));
+  }
+}
+
+}  // namespace
+
+CudaDevice::CudaDevice() {
+  check_device();
+  cudaDeviceProp properties{};
+  cuda_check(cudaGetDeviceProperties(&properties, kDevice), "properties of the GPU");
+  name_ = properties.name;
+  multiprocessors_ = properties.multiProcessorCount;
+  if (properties.major < 8) {
+    throw DeviceError(message("device cuda: found ", name_, " of compute capability ",
+                              properties.major, ".", properties.minor, ", wanted 8.0 or newer"));
+  }
+  stream_.overlaps = properties.major >= 9;
+  cuda_check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "stream");
+  cudaMemPoolProps pool{};
+  pool.allocType = cudaMemAllocationTypePinned;
+  pool.location = {cudaMemLocationTypeDevice, kDevice};
+  cuda_check(cudaMemPoolCreate(&pool_, &pool), "memory pool");
+  uint64_t keep = UINT64_MAX;
+  cuda_check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
+}
+
+CudaDevice::~CudaDevice() {
+  cudaStreamSynchronize(stream_.handle);
+  cudaMemPoolDestroy(pool_);
+  cudaStreamDestroy(stream_.handle);
+}
+
+std::string CudaDevice::describe() const { return "cuda, " + name_; }
+
+Buffer CudaDevice::allocate(int64_t bytes, const std::string& what) const {
+  void* data = nullptr;
+  const int64_t taken = std::max<int64_t>(bytes, 1);
+  const cudaError_t status =
+      cudaMallocFromPoolAsync(&data, static_cast<size_t>(taken), pool_, stream_.handle);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    require(bytes, what);
+    throw DeviceError(message(what, ": ", name_, " has no ", bytes, " bytes of memory left"));
+  }
+  cuda_check(status, what.c_str());
+  Buffer buffer(data, bytes, [device = shared_from_this()](void* freed) {
+    if (freed != nullptr) cudaFreeAsync(freed, device->stream_.handle);
+  });
+  cuda_check(cudaMemsetAsync(data, 0, static_cast<size_t>(taken), stream_.handle), what.c_str());
+  return buffer;
+}
+
+void CudaDevice::require(int64_t bytes, const std::string& what) const {
+  size_t free = 0, total = 0;
+  cuda_check(cudaMemGetInfo(&free, &total), "free memory");
+  if (static_cast<uint64_t>(bytes) > free) {
+    throw DeviceError(message(what, ": needs ", bytes, " bytes on the GPU, ", name_, " has ", free,
+                              " free of ", total));
+  }
+}
+
+}  // namespace lola

@@ -1,0 +1,83 @@
+// Matrix products out = x W' with stored weights. Activations are float16, scaled down, products
+// are summed in float32; F32 weights take float32 activations.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <span>
+
+#include "backend/cuda/cuda_check.cuh"
+#include "backend/cuda/rounded_row.cuh"
+
+namespace lola {
+
+// Halves reach a million this way, and lose nothing that counts below a thousandth.
+constexpr float kActivationScale = 1.0f / 16.0f;
+
+// x as halves times kActivationScale, [tokens, stride]; columns past the matrix's are zero.
+struct HalfRows {
+  const __half* data;
+  int tokens;
+  int stride;
+};
+
+struct DeviceJob {
+  DeviceMatrix matrix;
+  const float* bias;  // [rows] or null
+  float* out;         // [tokens, rows], row stride out_stride
+  int out_stride;
+  bool accumulate;
+};
+
+constexpr int kMaxJobs = 3;
+
+struct DeviceJobs {
+  DeviceJob job[kMaxJobs];
+  int count;
+};
+
+constexpr int kGemvTokens = 8;  // up to here a matrix is read by gemv(), above by gemm()
+
+// All jobs in one kernel: they are read once, at the speed of the memory. tokens <= kGemvTokens.
+void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x);
+
+// The same with one token of 8-bit integers, for all but F16 weights.
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x);
+
+// Tensor cores over tiles of 128 rows by up to 128 tokens. partials: memory for split sums.
+void gemm(const Stream& stream, const DeviceJob& job, const HalfRows& x, int multiprocessors,
+          float* partials);
+// Floats of partials that gemm() may need.
+int64_t gemm_partials(const DeviceJob& job, int tokens, int multiprocessors);
+
+// F32 weights [rows, cols] as they are in the file, any number of tokens; x [tokens, cols].
+void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t tokens,
+              int64_t cols, const DeviceJob& job);
+
+// out [rows, cols] float16 of a stored matrix.
+void dequantize(const Stream& stream, const DeviceMatrix& matrix, int64_t cols, __half* out);
+
+// out [tokens, cols] = rows of the table; F32 tables are read as they are.
+void embed_rows(const Stream& stream, const DeviceMatrix& table, const float* f32_table,
+                const int32_t* tokens, int64_t count, int64_t cols, float* out);
+
+// d += a b for the 16 by 8 tile of a warp; a [16, 16], b [16, 8].
+__device__ inline void mma(float d[4], const __half2 a[4], uint32_t b0, uint32_t b1) {
+  const auto bits = [](const __half2& h) { return *reinterpret_cast<const uint32_t*>(&h); };
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+      "%9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(b0), "r"(b1));
+}
+
+// A product's value, finished: unscaled, with bias, added to what is there.
+__device__ inline void finish(const DeviceJob& job, int token, int row, float sum) {
+  float* out = job.out + static_cast<int64_t>(token) * job.out_stride + row;
+  float value = sum * (1.0f / kActivationScale);
+  if (job.bias != nullptr) value += job.bias[row];
+  *out = job.accumulate ? *out + value : value;
+}
+
+}  // namespace lola

@@ -1,0 +1,14 @@
+// The CUDA backend is a shared library of its own, loaded when it is asked for: what has no GPU
+// neither needs nor touches it.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace lola {
+
+// UnsupportedError where this build has no such library, DeviceError where there is no GPU.
+std::shared_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+
+}  // namespace lola

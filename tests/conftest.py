@@ -1,0 +1,19 @@
+"""Runs every test on the device that LOLA_TEST_DEVICE names; where it is missing, tests skip and say why."""
+
+from __future__ import annotations
+
+import pytest
+
+from lola_cpp import Model
+from reference.device import DEVICE, why_missing
+
+
+def pytest_configure() -> None:
+    for function in (Model.__init__, Model.default.__func__):  # type: ignore[attr-defined]
+        function.__kwdefaults__["device"] = DEVICE
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if DEVICE != "cpu" and (reason := why_missing(DEVICE)):
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,143 @@
+"""The GPU against the CPU: the same models, sessions and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lola_cpp import Batch, DeviceError, Model, UnsupportedError
+from lola_cpp.recall import passkey_prompt
+from reference import tiny_gguf
+from reference.device import why_missing
+from reference.tiny_gguf import TinyAdapter, TinyConfig, tiny
+
+MISSING = why_missing("cuda")
+needs_gpu = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+# float32 sums in another order, through two layers.
+ROUNDING = 2e-4
+# The CPU rounds activations to 8 bits (1/254 of a block's largest), the GPU to 11; both are within this of the truth.
+INT8_NOISE = 0.03
+CONFIG = tiny(heads=8, kv_heads=2, head_dim=64, hidden=256, ffn=512)
+LONG = 700
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return [int(x) for x in np.random.default_rng(seed).integers(2, CONFIG.vocab_size, count)]
+
+
+def models(folder: Path, adapter: TinyAdapter, tensor_format: str = "F32", config: TinyConfig = CONFIG) -> list[Model]:
+    """The same model on the CPU and on the GPU."""
+    weights = tiny_gguf.random_weights(config, std=0.06)
+    tiny_gguf.write_model(folder / "m.gguf", config, weights, tensor_format=tensor_format)
+    tiny_gguf.write_adapter(folder / "a.gguf", config, adapter, tiny_gguf.random_adapter(config, adapter))
+    return [Model(folder / "m.gguf", folder / "a.gguf", device=device) for device in ("cpu", "cuda")]
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(np.float64(found) - wanted).max() / np.abs(wanted).max())
+
+
+def noise(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((np.float64(found) - wanted) ** 2) / np.mean(np.float64(wanted) ** 2)))
+
+
+def test_a_missing_gpu_or_library_is_a_clear_error() -> None:
+    if MISSING is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises((DeviceError, UnsupportedError), match="device cuda: "):
+        Model.default(device="cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("pair_type", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_long_texts_give_what_the_cpu_gives(tmp_path: Path, pair_type: str, head_dim: int) -> None:
+    # `first` keeps fixed pairs: a near tie of recall errors cannot part the two.
+    adapter = TinyAdapter(feature_dim=head_dim, window_size=64, chunk_size=64, sparse_size=96, policy="first")
+    config = tiny(heads=8, kv_heads=2, head_dim=head_dim, hidden=256, ffn=512)
+    cpu, gpu = (model.session(pair_type=pair_type) for model in models(tmp_path, adapter, config=config))
+    for session in (cpu, gpu):
+        session.append(tokens(LONG))
+    assert error(gpu.logits, cpu.logits) < (5e-3 if pair_type == "q8_0" else ROUNDING)
+    for token in tokens(70, seed=1):
+        cpu.append([token])
+        gpu.append([token])
+    assert error(gpu.logits, cpu.logits) < (5e-3 if pair_type == "q8_0" else ROUNDING)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ2_XS"])
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 40, 100, 300])
+def test_products_of_every_size_agree_with_the_cpu(tmp_path: Path, name: str, count: int) -> None:
+    adapter = TinyAdapter(window_size=512, chunk_size=512)  # so that nothing is chosen
+    cpu, gpu = (model.session() for model in models(tmp_path, adapter, tensor_format=name))
+    for session in (cpu, gpu):
+        session.append(tokens(count))
+    assert noise(gpu.logits, cpu.logits) < INT8_NOISE
+
+
+@needs_gpu
+def test_a_state_continues_on_the_other_device(tmp_path: Path) -> None:
+    adapter = TinyAdapter(policy="first", softmax_layers=(1,))
+    cpu, gpu = models(tmp_path, adapter)
+    for here, there in ((cpu, gpu), (gpu, cpu)):
+        session = here.session()
+        session.append(tokens(200))
+        session.save(tmp_path / "state.gguf")
+        moved = there.load_session(tmp_path / "state.gguf")
+        np.testing.assert_array_equal(moved.logits, session.logits)
+        for step in (moved, session):
+            step.append(tokens(60, seed=2))
+        assert error(moved.logits, session.logits) < ROUNDING
+
+
+@needs_gpu
+def test_a_batch_gives_every_session_what_it_gets_alone(tmp_path: Path) -> None:
+    gpu = models(tmp_path, TinyAdapter(policy="first"))[1]
+    prompts = [tokens(20 + 7 * i, seed=i) for i in range(12)]
+    alone = [[t.id for t in gpu.session().generate(p, max_tokens=40, stop_at_end=False)] for p in prompts]
+    batch = Batch()
+    sessions = [gpu.session() for _ in prompts]
+    for session, prompt in zip(sessions, prompts, strict=True):
+        batch.add(session, prompt, max_tokens=40, stop_at_end=False)
+    together: dict[int, list[int]] = {id(session): [] for session in sessions}
+    for session, token in batch:
+        together[id(session)].append(token.id)
+    assert [together[id(session)] for session in sessions] == alone
+
+
+@needs_gpu
+def test_greedy_choices_come_with_the_probabilities_of_the_logits(tmp_path: Path) -> None:
+    session = models(tmp_path, TinyAdapter())[1].session()
+    list(session.generate(tokens(30), max_tokens=5, stop_at_end=False))
+    before = session.logits
+    chosen = next(iter(session.generate(max_tokens=1, stop_at_end=False)))
+    shifted = np.float64(before) - before.max()
+    assert chosen.id == int(before.argmax())
+    assert chosen.logprob == pytest.approx(-np.log(np.exp(shifted).sum()), rel=1e-4)
+
+
+@needs_gpu
+def test_the_default_model_writes_the_same_text_and_finds_the_pass_key(tmp_path: Path) -> None:
+    import random
+
+    texts, found = [], []
+    for device in ("cpu", "cuda"):
+        model = Model.default(device=device)
+        prompt = passkey_prompt(model.tokenizer, 4000, rng=random.Random(1))
+        session = model.session()
+        text = "".join(t.text for t in session.generate(prompt.tokens, max_tokens=8, stop="."))
+        texts.append(text)
+        found.append(prompt.found_in(text))
+    assert found == [True, True]
+    assert texts[0] == texts[1]
+
+
+@needs_gpu
+def test_a_session_that_does_not_fit_names_the_bytes(tmp_path: Path) -> None:
+    gpu = models(tmp_path, TinyAdapter(softmax_layers=(0, 1)))[1]
+    with pytest.raises(DeviceError, match=r"session: needs \d+ bytes on the GPU, .* free"):
+        gpu.session(context_length=2**31)
