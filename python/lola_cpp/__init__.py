@@ -8,9 +8,9 @@ quantize   a GGUF file into a smaller one
 
 from ._core import DeviceError, FormatError, LolaError, Sampler, UnsupportedError, UsageError, __version__
 from .batch import Batch
-from .convert.quantize import quantize
 from .chat import Chat, Reply, ReplyPart
 from .chat_template import ChatTemplate
+from .convert.quantize import quantize
 from .generation import Token
 from .grammar import Constraint, Grammar
 from .model import Model, ModelInfo
