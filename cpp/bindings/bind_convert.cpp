@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/text.h"
-#include "base/cpu_count.h"
 #include "base/thread_pool.h"
 #include "bindings/bindings.h"
 #include "convert/encode_rows.h"
