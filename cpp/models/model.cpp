@@ -34,8 +34,8 @@ Model::Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFil
       backend_(make_backend(options.device, {options.threads})),
       hyperparameters_(read_hyperparameters(*file_)),
       rope_(hyperparameters_.rope),
-      weights_(load_checked_weights()),
-      fingerprint_(lola::fingerprint(*file_, adapter_.get())) {
+      fingerprint_(lola::fingerprint(*file_, adapter_.get())),
+      weights_(load_checked_weights()) {
   const GgufFile* lola_file = is_one_file(*file_) ? file_.get() : adapter_.get();
   attention_ = lola_file == nullptr ? plain_attention(hyperparameters_)
                                     : load_attention(*lola_file, hyperparameters_, *backend_);

@@ -60,9 +60,9 @@ class Model {
   std::shared_ptr<Backend> backend_;
   Hyperparameters hyperparameters_;
   Rope rope_;
+  std::string fingerprint_;  // before the weights: loading them gives back the pages it touched
   Weights weights_;
   Attention attention_;
-  std::string fingerprint_;
 
   mutable std::mutex workspace_mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_workspaces_;
