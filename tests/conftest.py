@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lola_cpp import Model
-from reference.device import DEVICE, why_missing
+from reference.device import DEVICE, GPU_LAYERS, why_missing
 
 
 def pytest_configure() -> None:
     for function in (Model.__init__, Model.default.__func__):  # type: ignore[attr-defined]
-        function.__kwdefaults__["device"] = DEVICE
+        function.__kwdefaults__.update(device=DEVICE, gpu_layers=GPU_LAYERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

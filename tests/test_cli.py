@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lola_cpp import Model, UsageError, cli
+from lola_cpp import Model, UsageError, _core, cli
 from lola_cpp.inspection import CACHE, HIDDEN, WINDOW, inspect
 
 TEXT = "import os\n\n\ndef add(first, second):\n    return first + second\n" * 8
@@ -109,14 +109,25 @@ def test_doctor_tells_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "[ok] the embedded model read a prompt" in out
+    assert re.search(r"^\[(ok|missing)\] device cuda: ", out, re.MULTILINE)
     monkeypatch.setenv("LOLA_FORCE_ISA", "sse9")
     assert cli.main(["doctor"]) == 1
     assert "[wrong] LOLA_FORCE_ISA=sse9: found" in capsys.readouterr().out
 
 
+def test_doctor_lists_the_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gpus = [("NVIDIA H200", (9, 0), 100 << 30, 140 << 30), ("Tesla T4", (7, 5), 1 << 30, 15 << 30)]
+    monkeypatch.setattr(_core.testing, "gpus", lambda: gpus)
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "[ok] device cuda: NVIDIA H200, compute capability 9.0, 100.0 of 140.0 GiB free" in out
+    assert "[too old] device cuda: Tesla T4, compute capability 7.5" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        (["run", "-p", "x", "--gpu-layers", "1"], "gpu_layers: found 1 with device 'cpu', wanted a GPU"),
         (["run", "-m", "missing.gguf", "-p", "x"], "no such file: missing.gguf"),
         (["chat"], "has no tokenizer.chat_template"),
         (["inspect", "-f", "missing.txt"], "missing.txt"),

@@ -209,9 +209,37 @@ def test_min_tokens_forbids_an_early_end() -> None:
     assert processor(np.array([5, 6, 7, 8]), scores.copy())[1] == 0
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(-1, None), (99, None), (1, 1)])
+def test_gpu_layers_go_to_the_gpu(asked: int, taken: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lola_cpp.llama import loading
+
+    calls: list[dict[str, object]] = []
+
+    def on_a_gpu(path: str, adapter: str | None, **options: object) -> Model:
+        calls.append(options)
+        return Model(path, adapter, threads=1)
+
+    monkeypatch.setattr(loading, "Model", on_a_gpu)
+    Llama(DEFAULT.path, n_gpu_layers=asked)
+    assert calls == [{"threads": None, "device": "cuda", "gpu_layers": taken}]
+
+
+def test_gpu_layers_without_the_cuda_part_warn_and_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lola_cpp.llama import loading
+
+    def without_cuda(path: str, adapter: str | None, *, device: str = "cpu", **options: object) -> Model:
+        if device == "cuda":
+            raise UnsupportedError("device cuda: this build has no CUDA part")
+        return Model(path, adapter, threads=1)
+
+    monkeypatch.setattr(loading, "Model", without_cuda)
+    with pytest.warns(UserWarning, match=r"n_gpu_layers = -1 has no effect in lola_cpp \(device cuda: this build"):
+        Llama(DEFAULT.path, n_gpu_layers=-1)
+
+
 def test_legacy_arguments_warn_and_unknown_ones_are_type_errors() -> None:
-    with pytest.warns(UserWarning, match="n_gpu_layers = -1 has no effect"):
-        Llama(DEFAULT.path, n_gpu_layers=-1, n_batch=8, use_mmap=False, f16_kv=True)
+    with pytest.warns(UserWarning, match="main_gpu = 1 has no effect"):
+        Llama(DEFAULT.path, main_gpu=1, n_batch=8, use_mmap=False, f16_kv=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'n_gpu_layer'"):
         Llama(DEFAULT.path, n_gpu_layer=1)
     with pytest.raises(UnsupportedError, match="embedding: found True"):

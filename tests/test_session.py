@@ -16,12 +16,11 @@ import pytest
 from lola_cpp import Batch, Model, Sampler, Session, UsageError
 from lola_cpp._core import GgufFile
 from reference import tiny_gguf
-from reference.device import DEVICE
+from reference.device import PASS_TOKENS
 from reference.tiny_gguf import TinyAdapter, tiny
 
 # float32 sums of the same terms in another order, through two layers; 1e-6 is usual.
 ROUNDING = 1e-4
-PASS_TOKENS = 2048 if DEVICE == "cuda" else 512
 CONFIG = tiny(hidden=64, ffn=96, head_dim=32, heads=4, kv_heads=2, context_length=2 * PASS_TOKENS)
 ADAPTERS = {
     "lola": TinyAdapter(feature_dim=8),

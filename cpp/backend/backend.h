@@ -13,6 +13,7 @@
 
 #include "base/buffer.h"
 #include "kernels/matmul.h"
+#include "kernels/top_logits.h"
 #include "lola/advance.h"
 #include "memory/kv_cache.h"
 #include "memory/layer_memory.h"
@@ -52,13 +53,7 @@ struct PassTask {
   int64_t row;
   int64_t tokens;
   float* logits;  // [vocabulary], of its last token; null where they are not kept
-};
-
-// The most likely token, of equals the first; id -1 where a logit is NaN or +infinity, or all are
-// -infinity.
-struct GreedyChoice {
-  int32_t id;
-  float logprob;
+  int64_t best;   // of these logits, how many of the best are asked for: 1 or more
 };
 
 // Rotates q [rows, heads * head_dim] and k [rows, kv_heads * head_dim] in place; cosine and sine
@@ -116,40 +111,40 @@ class Executor {
 
   // Row i of logits [kept tasks, vocabulary] to the i-th task of the pass that keeps its logits.
   virtual void keep_logits(const float* logits, int64_t vocabulary) = 0;
-  // Of the rows of the latest keep_logits(), once they are there; empty where the backend leaves
-  // the choice to the sampler.
-  virtual std::span<const GreedyChoice> greedy_choices() = 0;
+  // Of the rows of the latest keep_logits(), once they are there; until the next pass. Empty where
+  // the backend leaves the choice to the sampler.
+  virtual std::span<const TopLogits> top_logits() = 0;
+};
+
+enum class WeightUse {
+  kProducts,
+  kRows,  // only embed() reads it
 };
 
 class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"
+  virtual std::string describe() const = 0;  // "cpu, avx2, 2 threads"; a name of the device first
 
   // The most tokens that a pass should take.
   virtual int64_t pass_tokens() const = 0;
 
   // UnsupportedError where it cannot run such layers.
   virtual void check(const AttentionShape& shape) const = 0;
-  // Bytes that load() takes for a weight beyond the file's mapping.
-  virtual int64_t stored_bytes(const QuantFormat& format, int64_t rows, int64_t cols) const = 0;
-  // DeviceError with the numbers needed and free where there is not so much memory.
-  virtual void require(int64_t bytes, const std::string& what) const = 0;
+
+  // Bytes of memory that may still be taken; the largest number where nobody knows.
+  virtual int64_t free_bytes() const = 0;
+  // Bytes that load() takes for a weight, `file` being as in load(); its data is not looked at.
+  virtual int64_t stored_bytes(const WeightMatrix& file, WeightUse use) const = 0;
 
   // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
   virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
 
-  // The row-wise weight at `data`, copied into this backend's memory in the layout of its products.
-  // DeviceError when there is not enough. The copy lives as long as the backend.
-  virtual WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
-                            int64_t cols) = 0;
-
-  // A weight of which only embed() reads rows. The file's mapping must outlive it.
-  virtual WeightMatrix load_table(const QuantFormat& format, const uint8_t* data, int64_t rows,
-                                  int64_t cols) {
-    return load(format, data, rows, cols);
-  }
+  // The row-wise weight `file` as this backend wants it for its use: a copy, which lives as long as
+  // the backend, or `file` itself, whose mapping must outlive it. DeviceError when there is not
+  // enough memory.
+  virtual WeightMatrix load(const WeightMatrix& file, WeightUse use) = 0;
 
   virtual std::unique_ptr<Executor> make_executor() = 0;
 };

@@ -15,8 +15,6 @@ constexpr const char* kHowToBuild =
     "device cuda: this build has no CUDA part; build with -C cmake.define.LOLA_CUDA=ON";
 
 #if defined(__linux__)
-using MakeBackend = Backend* (*)(const BackendOptions&);
-
 // The library beside the one that this code is in.
 std::string library_path() {
   Dl_info here{};
@@ -25,22 +23,39 @@ std::string library_path() {
   return own.substr(0, own.rfind('/') + 1) + "liblola_cuda.so";
 }
 
-MakeBackend find_maker() {
+void* load_library() {
   const std::string path = library_path();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw UnsupportedError(message(kHowToBuild, " (", dlerror(), ")"));
-  return reinterpret_cast<MakeBackend>(dlsym(library, "lola_make_cuda_backend"));
+  return library;
+}
+
+// A function of the library.
+template <typename Function>
+Function find(const char* name) {
+  static void* const library = load_library();
+  void* symbol = dlsym(library, name);
+  if (symbol == nullptr) throw UnsupportedError(message(kHowToBuild, " (", dlerror(), ")"));
+  return reinterpret_cast<Function>(symbol);
+}
+#else
+template <typename Function>
+Function find(const char*) {
+  throw UnsupportedError(kHowToBuild);
 }
 #endif
 
 }  // namespace
 
-std::shared_ptr<Backend> make_cuda_backend([[maybe_unused]] const BackendOptions& options) {
-#if defined(__linux__)
-  static const MakeBackend make = find_maker();
-  if (make != nullptr) return std::shared_ptr<Backend>(make(options));
-#endif
-  throw UnsupportedError(kHowToBuild);
+std::shared_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  const auto make = find<Backend* (*)(const BackendOptions&)>("lola_make_cuda_backend");
+  return std::shared_ptr<Backend>(make(options));
+}
+
+std::vector<GpuInfo> list_gpus() {
+  std::vector<GpuInfo> gpus;
+  find<void (*)(std::vector<GpuInfo>&)>("lola_list_gpus")(gpus);
+  return gpus;
 }
 
 }  // namespace lola

@@ -3,12 +3,15 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "backend/backend.h"
+#include "backend/gpu_info.h"
 
 namespace lola {
 
 // UnsupportedError where this build has no such library, DeviceError where there is no GPU.
 std::shared_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+std::vector<GpuInfo> list_gpus();
 
 }  // namespace lola

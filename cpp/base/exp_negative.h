@@ -4,12 +4,14 @@
 #include <bit>
 #include <cstdint>
 
+#include "base/host_device.h"
+
 namespace lola {
 namespace {  // each file has its own, compiled for the file's instruction set
 
 // exp(x) for x <= 0 with a relative error below 2e-7; 0 below -87.7. Free of branches, so that
 // loops over it become vector code.
-inline float exp_negative(float x) {
+LOLA_HOST_DEVICE inline float exp_negative(float x) {
   // exp(x) = 2^n exp(r), |r| <= ln(2) / 2. Adding kRound leaves n = round(x / ln 2) in the low
   // bits.
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23

@@ -2,6 +2,9 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <fstream>
+#include <limits>
+#include <string>
 #include <system_error>
 
 #include "base/text.h"
@@ -27,6 +30,13 @@ std::string last_system_error() {
   return escaped(std::system_category().message(code));
 }
 
+int64_t available_memory() {
+  MEMORYSTATUSEX status{};
+  status.dwLength = sizeof(status);
+  if (!GlobalMemoryStatusEx(&status)) return std::numeric_limits<int64_t>::max();
+  return static_cast<int64_t>(status.ullAvailPageFile);
+}
+
 void advise_huge_pages(void*, size_t) {}
 void drop_file_pages(const void*, size_t) {}
 
@@ -49,6 +59,19 @@ std::filesystem::path native_path(const std::string& path) { return std::filesys
 std::string last_system_error() {
   const int code = errno;
   return escaped(std::system_category().message(code));
+}
+
+int64_t available_memory() {
+  std::ifstream file("/proc/meminfo");  // lines such as "MemAvailable:   123 kB"
+  int64_t kibibytes = 0;
+  bool known = false;
+  std::string key, unit;
+  for (int64_t value = 0; file >> key >> value; std::getline(file, unit)) {
+    if (key != "MemAvailable:" && key != "SwapFree:") continue;
+    kibibytes += value;
+    known = known || key == "MemAvailable:";
+  }
+  return known ? kibibytes * 1024 : std::numeric_limits<int64_t>::max();
 }
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {

@@ -3,11 +3,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "base/error.h"
@@ -110,7 +112,7 @@ py::dict model_info(const Model& model) {
   result["weight_bytes"] = model.weight_bytes();
   result["has_lola"] = model.attention().has_lola;
   result["fingerprint"] = model.fingerprint();
-  result["backend"] = model.backend().describe();
+  result["backend"] = model.stages().describe();
   return result;
 }
 
@@ -132,6 +134,26 @@ std::vector<int32_t> to_vector(const Tokens& tokens) {
     ids.push_back(static_cast<int32_t>(id));
   }
   return ids;
+}
+
+// gpu_layers: None is all of them.
+ModelHandle load_model(const std::string& path, const std::string& adapter,
+                       const std::string& device, int threads,
+                       const std::optional<std::variant<int64_t, std::string>>& gpu_layers,
+                       const py::object& progress) {
+  int64_t layers = kAllLayers;
+  if (gpu_layers) {
+    const auto* number = std::get_if<int64_t>(&*gpu_layers);
+    if (number == nullptr ? std::get<std::string>(*gpu_layers) != "auto" : *number < 0) {
+      throw UsageError(message("gpu_layers: found ",
+                               py::cast<std::string>(py::repr(py::cast(*gpu_layers))),
+                               ", wanted None, 'auto' or 0 or more"));
+    }
+    layers = number == nullptr ? kLayersThatFit : *number;
+  }
+  const ModelOptions options{adapter, device, threads, layers, python_progress(progress)};
+  py::gil_scoped_release release;
+  return handle(Model::load(path, options));
 }
 
 void check_session_tokens(const Session& session, const Tokens& ids) {
@@ -177,12 +199,12 @@ void save_session(const Session& session, const std::string& path, const std::st
 }
 
 // Keeps the GIL: the call is short, and it keeps two threads out of one sampler.
-SampledToken sample_token(const Session& session, Sampler& sampler, int64_t top_logprobs,
+SampledToken sample_token(Session& session, Sampler& sampler, int64_t top_logprobs,
                           const std::optional<Logits>& adjusted) {
   const auto lock = session.use();
-  const GreedyChoice greedy = session.greedy_choice();
-  if (greedy.id >= 0 && top_logprobs == 0) {
-    if (auto token = sampler.take_greedy(greedy.id, greedy.logprob)) return *token;
+  session.want_best(adjusted ? 1 : std::max(sampler.candidates(), top_logprobs));
+  if (!adjusted) {
+    if (auto token = sampler.sample(session.top_logits(), top_logprobs)) return *token;
   }
   if (session.logits().empty()) {
     throw UsageError("session: there is nothing to sample from before its first token");
@@ -226,6 +248,8 @@ void bind_session(py::module_& module) {
       .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
       .def_property_readonly("logits", &logits_array)
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
+      .def("spill", &Session::spill, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("spilled", &Session::spilled)
       .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
       .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"),
@@ -238,12 +262,8 @@ void bind_session(py::module_& module) {
 
 void bind_model(py::module_& module) {
   py::class_<Model, ModelHandle>(module, "Model")
-      .def(py::init([](const std::string& path, const std::string& adapter,
-                       const std::string& device, int threads) {
-             py::gil_scoped_release release;
-             return handle(Model::load(path, {adapter, device, threads}));
-           }),
-           py::arg("path"), py::arg("adapter"), py::arg("device"), py::arg("threads"))
+      .def(py::init(&load_model), py::arg("path"), py::arg("adapter"), py::arg("device"),
+           py::arg("threads"), py::arg("gpu_layers") = py::none(), py::arg("progress") = py::none())
       .def_property_readonly("info", &model_info)
       .def_property_readonly(
           "file", [](const Model& m) { return std::const_pointer_cast<GgufFile>(m.file()); })

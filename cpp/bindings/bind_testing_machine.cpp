@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/cuda_library.h"
 #include "base/cpu_count.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -77,6 +78,16 @@ py::dict machine_limits(const std::string& isa, int threads) {
   return limits;
 }
 
+// [(name, (major, minor) compute capability, free bytes, total bytes), ...]
+py::list gpus() {
+  py::list result;
+  for (const GpuInfo& gpu : list_gpus()) {
+    result.append(py::make_tuple(gpu.name, py::make_tuple(gpu.major, gpu.minor), gpu.free_bytes,
+                                 gpu.total_bytes));
+  }
+  return result;
+}
+
 // How often each of `count` indices was visited in `loops` loops; index `bad` of every loop throws.
 std::vector<int64_t> pool_visits(int threads, int64_t loops, int64_t count, int64_t bad) {
   py::gil_scoped_release release;
@@ -98,6 +109,7 @@ std::vector<int64_t> pool_visits(int threads, int64_t loops, int64_t count, int6
 }  // namespace
 
 void bind_testing_machine(py::module_& testing) {
+  testing.def("gpus", &gpus, "Those that the CUDA part sees; DeviceError where there is none.");
   testing.def("machine_limits", &machine_limits, py::arg("isa"), py::arg("threads"),
               "Bytes read, int8 and float32 operations, each a second, with all threads.");
   testing.def("pool_visits", &pool_visits, py::arg("threads"), py::arg("loops"), py::arg("count"),

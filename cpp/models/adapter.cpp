@@ -169,8 +169,9 @@ void add_lora(const GgufFile& file, const std::string& name, double alpha, Backe
   const float scale = static_cast<float>(alpha / static_cast<double>(rank));
   for (float& x : up) x *= scale;
   const auto load = [&](const std::vector<float>& values, int64_t rows, int64_t cols) {
-    return backend.load(quant_format(QuantType::kF32),
-                        reinterpret_cast<const uint8_t*>(values.data()), rows, cols);
+    return backend.load({&quant_format(QuantType::kF32),
+                         reinterpret_cast<const uint8_t*>(values.data()), rows, cols},
+                        WeightUse::kProducts);
   };
   linear.lora_a = load(down, rank, linear.weight.cols);
   linear.lora_b = load(up, linear.weight.rows, rank);
@@ -189,7 +190,7 @@ Attention plain_attention(const Hyperparameters& h) {
   return attention;
 }
 
-Attention load_attention(const GgufFile& file, const Hyperparameters& h, Backend& backend) {
+Attention load_attention(const GgufFile& file, const Hyperparameters& h, const Stages& stages) {
   file.get_int("adapter.lola.version", 1, 1);
   check_base(file, h);
   if (!is_one_file(file)) check_names(file, h);
@@ -201,7 +202,7 @@ Attention load_attention(const GgufFile& file, const Hyperparameters& h, Backend
                                   .value_or(std::vector<int64_t>());
   for (int64_t i = 0; i < h.layers; ++i) {
     if (std::count(softmax_layers.begin(), softmax_layers.end(), i) > 0) continue;
-    attention.layers[static_cast<size_t>(i)] = read_layer(file, h, map, i, backend);
+    attention.layers[static_cast<size_t>(i)] = read_layer(file, h, map, i, stages.backend_of(i));
   }
   try {
     validate(attention.defaults, {h.heads, h.kv_heads, h.head_dim, feature_size(map)});
@@ -211,7 +212,7 @@ Attention load_attention(const GgufFile& file, const Hyperparameters& h, Backend
   return attention;
 }
 
-void apply_lora(const GgufFile& file, const Hyperparameters& h, Backend& backend,
+void apply_lora(const GgufFile& file, const Hyperparameters& h, const Stages& stages,
                 Weights& weights) {
   const bool any =
       std::any_of(file.tensors().begin(), file.tensors().end(), [](const GgufTensor& t) {
@@ -222,7 +223,7 @@ void apply_lora(const GgufFile& file, const Hyperparameters& h, Backend& backend
   for (int64_t i = 0; i < h.layers; ++i) {
     DecoderLayer& layer = weights.layers[static_cast<size_t>(i)];
     const auto add = [&](const char* part, Linear& linear) {
-      add_lora(file, layer_tensor(i, part), alpha, backend, linear);
+      add_lora(file, layer_tensor(i, part), alpha, stages.backend_of(i), linear);
     };
     add("attn_q.weight", layer.q);
     add("attn_k.weight", layer.k);

@@ -36,9 +36,10 @@ Attention plain_attention(const Hyperparameters& h);
 
 // `file` holds the adapter's keys and tensors (adapter.type = lola, or a one-file model).
 // FormatError where it is not one, does not fit the base, or holds numbers that are not finite.
-Attention load_attention(const GgufFile& file, const Hyperparameters& h, Backend& backend);
+Attention load_attention(const GgufFile& file, const Hyperparameters& h, const Stages& stages);
 
 // Adds the adapter's LoRA tensors, if any, to the weights they are for.
-void apply_lora(const GgufFile& file, const Hyperparameters& h, Backend& backend, Weights& weights);
+void apply_lora(const GgufFile& file, const Hyperparameters& h, const Stages& stages,
+                Weights& weights);
 
 }  // namespace lola

@@ -69,13 +69,13 @@ void advance_batch(std::span<const Advance> advances, const Progress& progress) 
     }
     check_tokens(*advance.session, advance.tokens);
   }
-  const Model::WorkspaceHandle workspace = model.borrow_workspace();
+  const Model::WorkspacesHandle workspaces = model.borrow_workspaces();
   std::vector<size_t> done(advances.size(), 0);
   int64_t total = 0;
-  const int64_t pass_tokens = model.backend().pass_tokens();
+  const int64_t pass_tokens = model.stages().pass_tokens();
   for (auto segments = next_pass(advances, pass_tokens, done); !segments.empty();
        segments = next_pass(advances, pass_tokens, done)) {
-    Pass(model, *workspace, segments).run();
+    Pass(model, *workspaces, segments).run();
     for (const Segment& segment : segments) total += static_cast<int64_t>(segment.tokens.size());
     if (progress) progress(total);
   }

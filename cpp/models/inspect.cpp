@@ -16,18 +16,18 @@ namespace lola {
 class Inspection {
  public:
   Inspection(const Session& session, int64_t layer)
-      : executor_(session.model_->borrow_workspace()),
+      : workspaces_(session.model_->borrow_workspaces()),
         config_(session.config_.lola),
         layout_(session.layout_.lola()),
         position_(session.position_),
         memory_(static_cast<size_t>(layout_.bytes())) {
     const AttentionLayer& attention =
         session.model_->attention().layers[static_cast<size_t>(layer)];
-    const int64_t offset = session.layout_.offset(layer);
-    executor_->executor().download(memory_.data(), session.memory_.as<uint8_t>() + offset,
-                                   layout_.bytes());
-    key_map_ = host_copy(attention.key_map);
-    kappa_ = host_copy(attention.kappa);
+    const MemoryRange range = session.layout_.used(layer, position_).front();
+    session.memory_.read(range, memory_.data(), *workspaces_);
+    Executor& executor = (*workspaces_)[range.stage].executor();
+    key_map_ = host_copy(attention.key_map, executor);
+    kappa_ = host_copy(attention.kappa, executor);
     layer_ = *attention.lola;
     layer_.key_map = key_map_.data();
     layer_.kappa = kappa_.data();
@@ -44,9 +44,9 @@ class Inspection {
   }
 
  private:
-  std::vector<float> host_copy(const Buffer& buffer) {
+  static std::vector<float> host_copy(const Buffer& buffer, Executor& executor) {
     std::vector<float> copy(static_cast<size_t>(buffer.bytes()) / sizeof(float));
-    executor_->executor().download(copy.data(), buffer.as<float>(), buffer.bytes());
+    executor.download(copy.data(), buffer.as<float>(), buffer.bytes());
     return copy;
   }
 
@@ -82,7 +82,7 @@ class Inspection {
     return pairs;
   }
 
-  Model::WorkspaceHandle executor_;
+  Model::WorkspacesHandle workspaces_;
   LolaConfig config_;
   const LayerMemoryLayout& layout_;
   int64_t position_;

@@ -31,30 +31,31 @@ Model::Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFil
              const ModelOptions& options)
     : file_(std::move(file)),
       adapter_(std::move(adapter)),
-      backend_(make_backend(options.device, {options.threads})),
       hyperparameters_(read_hyperparameters(*file_)),
       rope_(hyperparameters_.rope),
+      stages_(make_stages(options)),
       fingerprint_(lola::fingerprint(*file_, adapter_.get())),
-      weights_(load_checked_weights()) {
+      weights_(load_weights(*file_, hyperparameters_, stages_, options.progress)) {
   const GgufFile* lola_file = is_one_file(*file_) ? file_.get() : adapter_.get();
   attention_ = lola_file == nullptr ? plain_attention(hyperparameters_)
-                                    : load_attention(*lola_file, hyperparameters_, *backend_);
-  for (const AttentionLayer& layer : attention_.layers) {
-    if (layer.lola) backend_->check(layer.lola->shape);
+                                    : load_attention(*lola_file, hyperparameters_, stages_);
+  for (int64_t i = 0; i < hyperparameters_.layers; ++i) {
+    const AttentionLayer& layer = attention_.layers[static_cast<size_t>(i)];
+    if (layer.lola) stages_.backend_of(i).check(layer.lola->shape);
   }
-  if (adapter_) apply_lora(*adapter_, hyperparameters_, *backend_, weights_);
+  if (adapter_) apply_lora(*adapter_, hyperparameters_, stages_, weights_);
 }
 
-Weights Model::load_checked_weights() const {
+Stages Model::make_stages(const ModelOptions& options) const {
   const Hyperparameters& h = hyperparameters_;
-  backend_->check({h.heads, h.kv_heads, h.head_dim, 0});
-  int64_t bytes = 0;
-  for (const GgufTensor& tensor : file_->tensors()) {
-    if (tensor.shape.size() != 2) continue;
-    bytes += backend_->stored_bytes(*tensor.format, tensor.shape[0], tensor.shape[1]);
-  }
-  backend_->require(bytes, "weights of " + file_->path());
-  return load_weights(*file_, h, *backend_);
+  const auto make = [&](const std::string& device) {
+    auto backend = make_backend(device, {options.threads});
+    backend->check({h.heads, h.kv_heads, h.head_dim, 0});
+    return backend;
+  };
+  const bool split = options.device != "cpu" || options.device_layers != kAllLayers;
+  return place_layers(*file_, adapter_.get(), h, options.device_layers, make(options.device),
+                      split ? MakeBackend([&] { return make("cpu"); }) : MakeBackend());
 }
 
 Model::~Model() = default;
@@ -63,17 +64,22 @@ int64_t Model::weight_bytes() const {
   return static_cast<int64_t>(file_->file_bytes() + (adapter_ ? adapter_->file_bytes() : 0));
 }
 
-Model::WorkspaceHandle Model::borrow_workspace() const {
-  std::unique_ptr<Workspace> workspace;
+Model::WorkspacesHandle Model::borrow_workspaces() const {
+  std::unique_ptr<Workspaces> workspaces;
   {
     std::lock_guard lock(workspace_mutex_);
     if (!idle_workspaces_.empty()) {
-      workspace = std::move(idle_workspaces_.back());
+      workspaces = std::move(idle_workspaces_.back());
       idle_workspaces_.pop_back();
     }
   }
-  if (!workspace) workspace = std::make_unique<Workspace>(*this);
-  return {workspace.release(), [this](Workspace* used) {
+  if (!workspaces) {
+    workspaces = std::make_unique<Workspaces>();
+    for (size_t i = 0; i < stages_.size(); ++i) {
+      workspaces->emplace_back(*this, *stages_[i].backend);
+    }
+  }
+  return {workspaces.release(), [this](Workspaces* used) {
             std::lock_guard lock(workspace_mutex_);
             idle_workspaces_.emplace_back(used);
           }};

@@ -13,7 +13,9 @@
 #include "models/adapter.h"
 #include "models/hyperparameters.h"
 #include "models/rope.h"
+#include "models/stages.h"
 #include "models/weights.h"
+#include "models/workspace.h"
 
 namespace lola {
 
@@ -21,9 +23,9 @@ struct ModelOptions {
   std::string adapter_path;  // empty: none beside the file
   std::string device = "cpu";
   int threads = 0;  // 0: physical cores
+  int64_t device_layers = kAllLayers;
+  LoadProgress progress;
 };
-
-class Workspace;
 
 class Model {
  public:
@@ -36,7 +38,7 @@ class Model {
   const Weights& weights() const { return weights_; }
   const Attention& attention() const { return attention_; }
   const Rope& rope() const { return rope_; }
-  Backend& backend() const { return *backend_; }
+  const Stages& stages() const { return stages_; }
   const std::shared_ptr<const GgufFile>& file() const { return file_; }
   int64_t weight_bytes() const;  // of the files
 
@@ -45,27 +47,26 @@ class Model {
   const std::string& fingerprint() const { return fingerprint_; }
 
   // Activations and scratch of one pass, reused. Returned when the handle goes.
-  using WorkspaceHandle = std::unique_ptr<Workspace, std::function<void(Workspace*)>>;
-  WorkspaceHandle borrow_workspace() const;
+  using WorkspacesHandle = std::unique_ptr<Workspaces, std::function<void(Workspaces*)>>;
+  WorkspacesHandle borrow_workspaces() const;
 
  private:
   Model(std::shared_ptr<const GgufFile> file, std::shared_ptr<const GgufFile> adapter,
         const ModelOptions& options);
 
-  // Refuses what the backend cannot hold before it takes any memory.
-  Weights load_checked_weights() const;
+  Stages make_stages(const ModelOptions& options) const;
 
   std::shared_ptr<const GgufFile> file_;
   std::shared_ptr<const GgufFile> adapter_;  // null for plain and one-file models
-  std::shared_ptr<Backend> backend_;
   Hyperparameters hyperparameters_;
   Rope rope_;
+  Stages stages_;
   std::string fingerprint_;  // before the weights: loading them gives back the pages it touched
   Weights weights_;
   Attention attention_;
 
   mutable std::mutex workspace_mutex_;
-  mutable std::vector<std::unique_ptr<Workspace>> idle_workspaces_;
+  mutable std::vector<std::unique_ptr<Workspaces>> idle_workspaces_;
 };
 
 }  // namespace lola

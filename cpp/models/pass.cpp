@@ -22,90 +22,115 @@ float log_probability(std::span<const float> logits, int32_t target) {
 
 }  // namespace
 
-Pass::Pass(const Model& model, Workspace& workspace, std::span<const Segment> segments)
-    : model_(model),
-      h_(model.hyperparameters()),
-      w_(workspace),
-      executor_(workspace.executor()),
-      segments_(segments) {
+Pass::Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> segments)
+    : model_(model), h_(model.hyperparameters()), workspaces_(workspaces), segments_(segments) {
   int64_t logit_rows = 0;
   bool scores = false;
   for (const Segment& segment : segments_) {
+    segment.session->restore(workspaces_);
     rows_ += static_cast<int64_t>(segment.tokens.size());
     logit_rows += segment.keep_logits ? 1 : 0;
     scores = scores || segment.logprobs != nullptr;
   }
-  w_.reserve(rows_, std::max(logit_rows, scores ? kScoreRows : 0));
+  // All of it before a memory changes: a pass that fails half way could not be repeated.
+  for (Workspace& workspace : workspaces_) {
+    const bool last = &workspace == &workspaces_.back();
+    workspace.reserve(rows_, last ? std::max(logit_rows, scores ? kScoreRows : 0) : 0);
+  }
+  const int64_t pairs = model_.rope().pairs();
+  cosine_.resize(static_cast<size_t>(rows_ * pairs));
+  sine_.resize(cosine_.size());
+  for (const Segment& segment : segments_) {
+    for (size_t i = 0; i < segment.tokens.size(); ++i) {
+      const int64_t at = static_cast<int64_t>(tokens_.size()) * pairs;
+      model_.rope().angles(segment.session->position_ + static_cast<int64_t>(i),
+                           cosine_.data() + at, sine_.data() + at);
+      tokens_.push_back(segment.tokens[i]);
+    }
+  }
 }
 
 void Pass::run() {
-  begin();
-  executor_.run(key_, [this] {
-    executor_.embed(model_.weights().token_embedding, w_.x);
-    for (int64_t layer = 0; layer < h_.layers; ++layer) {
-      attention(layer);
-      feed_forward(layer);
+  for (size_t stage = 0; stage < workspaces_.size(); ++stage) {
+    enter(stage);
+    std::vector<int64_t> key;
+    if (repeatable()) {
+      // The first and the last of the activations tell where the others are.
+      key = {rows_, reinterpret_cast<int64_t>(w_->x), reinterpret_cast<int64_t>(w_->sine),
+             reinterpret_cast<int64_t>(w_->logits)};
     }
-    score();
-    keep_logits();
-  });
+    executor_->run(key, [this] { run_stage(); });
+  }
   finish();
 }
 
-void Pass::begin() {
-  const int64_t pairs = model_.rope().pairs();
-  std::vector<float> cosine(static_cast<size_t>(rows_ * pairs));
-  std::vector<float> sine(cosine.size());
-  bool repeatable = true;
+void Pass::run_stage() {
+  if (stage_ == 0) executor_->embed(model_.weights().token_embedding, w_->x);
+  const Stage& stage = model_.stages()[stage_];
+  for (int64_t layer = stage.begin; layer < stage.end; ++layer) {
+    attention(layer);
+    feed_forward(layer);
+  }
+  if (stage.end < h_.layers) return;
+  score();
+  keep_logits();
+}
+
+bool Pass::repeatable() const {
+  return std::all_of(segments_.begin(), segments_.end(), [](const Segment& segment) {
+    return segment.keep_logits && segment.tokens.size() == 1;
+  });
+}
+
+// Tells the executor of a stage what its operations work on; x comes from the stage before.
+void Pass::enter(size_t stage) {
+  const int64_t row_bytes = h_.dim * static_cast<int64_t>(sizeof(float));
+  std::vector<uint8_t> x(stage == 0 ? 0 : static_cast<size_t>(rows_ * row_bytes));
+  if (stage > 0) executor_->download(x.data(), w_->x, rows_ * row_bytes);
+  stage_ = stage;
+  w_ = &workspaces_[stage];
+  executor_ = &w_->executor();
+  const bool last = stage + 1 == workspaces_.size();
+  tasks_.clear();
+  int64_t row = 0;
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
-    const int64_t row = static_cast<int64_t>(tokens_.size());
-    tasks_.push_back({&session.config_.lola,
-                      session.layout_.has_kv() ? session.layout_.kv().capacity() : 0,
-                      session.memory_.as<uint8_t>(), session.position_, row,
-                      static_cast<int64_t>(segment.tokens.size()),
-                      segment.keep_logits ? session.logits_.as<float>() : nullptr});
-    for (size_t i = 0; i < segment.tokens.size(); ++i) {
-      const int64_t at = (row + static_cast<int64_t>(i)) * pairs;
-      model_.rope().angles(session.position_ + static_cast<int64_t>(i), cosine.data() + at,
-                           sine.data() + at);
-    }
-    tokens_.insert(tokens_.end(), segment.tokens.begin(), segment.tokens.end());
-    repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1;
+    const auto tokens = static_cast<int64_t>(segment.tokens.size());
+    tasks_.push_back(
+        {&session.config_.lola, session.layout_.has_kv() ? session.layout_.kv().capacity() : 0,
+         session.memory_.stage(stage), session.position_, row, tokens,
+         last && segment.keep_logits ? session.memory_.logits() : nullptr, session.best_wanted_});
+    row += tokens;
   }
-  if (repeatable) {
-    // The first and the last of the activations tell where the others are.
-    key_ = {rows_, reinterpret_cast<int64_t>(w_.x), reinterpret_cast<int64_t>(w_.sine),
-            reinterpret_cast<int64_t>(w_.logits)};
-  }
-  executor_.begin_pass(tasks_, tokens_);
-  const int64_t bytes = static_cast<int64_t>(cosine.size() * sizeof(float));
-  executor_.upload(w_.cosine, cosine.data(), bytes);
-  executor_.upload(w_.sine, sine.data(), bytes);
+  executor_->begin_pass(tasks_, tokens_);
+  const int64_t angle_bytes = static_cast<int64_t>(cosine_.size() * sizeof(float));
+  executor_->upload(w_->cosine, cosine_.data(), angle_bytes);
+  executor_->upload(w_->sine, sine_.data(), angle_bytes);
+  executor_->upload(w_->x, x.data(), static_cast<int64_t>(x.size()));
 }
 
 void Pass::attention(int64_t index) {
   const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
   const auto norm = layer.attention_norm.as<const float>();
 
-  executor_.rms_norm(w_.x, rows_, h_.dim, norm, h_.norm_eps, w_.normed);
-  linear(w_.normed, {{&layer.q, w_.q}, {&layer.k, w_.k}, {&layer.v, w_.v}});
-  norm_heads(w_.q, h_.heads, layer.q_norm);
-  norm_heads(w_.k, h_.kv_heads, layer.k_norm);
-  executor_.rope({w_.q,
-                  w_.k,
-                  rows_,
-                  {h_.heads, h_.kv_heads, h_.head_dim, 0},
-                  w_.cosine,
-                  w_.sine,
-                  model_.rope().pairs(),
-                  h_.architecture->rope_layout});
+  executor_->rms_norm(w_->x, rows_, h_.dim, norm, h_.norm_eps, w_->normed);
+  linear(w_->normed, {{&layer.q, w_->q}, {&layer.k, w_->k}, {&layer.v, w_->v}});
+  norm_heads(w_->q, h_.heads, layer.q_norm);
+  norm_heads(w_->k, h_.kv_heads, layer.k_norm);
+  executor_->rope({w_->q,
+                   w_->k,
+                   rows_,
+                   {h_.heads, h_.kv_heads, h_.head_dim, 0},
+                   w_->cosine,
+                   w_->sine,
+                   model_.rope().pairs(),
+                   h_.architecture->rope_layout});
   attend(index);
-  linear(w_.attended, {{&layer.output, w_.x}}, true);
+  linear(w_->attended, {{&layer.output, w_->x}}, true);
 }
 
 void Pass::attend(int64_t layer) {
-  const AttentionRows rows{w_.q, w_.k, w_.v, w_.attended};
+  const AttentionRows rows{w_->q, w_->k, w_->v, w_->attended};
   const AttentionLayer& attention = model_.attention().layers[static_cast<size_t>(layer)];
   std::vector<LolaTask> lola;
   std::vector<SoftmaxTask> softmax;
@@ -113,7 +138,7 @@ void Pass::attend(int64_t layer) {
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
     const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
-    uint8_t* memory = session.memory_.as<uint8_t>() + session.layout_.offset(layer);
+    uint8_t* memory = session.memory_.stage(stage_) + session.layout_.offset(layer);
     if (attention.lola) {
       lola.push_back(
           {&session.config_.lola, &session.layout_.lola(), memory, session.position_, row, tokens});
@@ -124,9 +149,9 @@ void Pass::attend(int64_t layer) {
   }
   const auto start = std::chrono::steady_clock::now();
   if (attention.lola) {
-    executor_.lola_attention(*attention.lola, lola, rows);
+    executor_->lola_attention(*attention.lola, lola, rows);
   } else {
-    executor_.softmax_attention({h_.heads, h_.kv_heads, h_.head_dim, 0}, softmax, rows);
+    executor_->softmax_attention({h_.heads, h_.kv_heads, h_.head_dim, 0}, softmax, rows);
   }
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
   for (const Segment& segment : segments_) segment.session->attention_seconds_ += spent.count();
@@ -134,10 +159,11 @@ void Pass::attend(int64_t layer) {
 
 void Pass::feed_forward(int64_t index) {
   const DecoderLayer& layer = model_.weights().layers[static_cast<size_t>(index)];
-  executor_.rms_norm(w_.x, rows_, h_.dim, layer.ffn_norm.as<const float>(), h_.norm_eps, w_.normed);
-  linear(w_.normed, {{&layer.gate, w_.gate}, {&layer.up, w_.up}});
-  executor_.silu_gate(w_.gate, w_.up, rows_, h_.ffn_dim);
-  linear(w_.gate, {{&layer.down, w_.x}}, true);
+  executor_->rms_norm(w_->x, rows_, h_.dim, layer.ffn_norm.as<const float>(), h_.norm_eps,
+                      w_->normed);
+  linear(w_->normed, {{&layer.gate, w_->gate}, {&layer.up, w_->up}});
+  executor_->silu_gate(w_->gate, w_->up, rows_, h_.ffn_dim);
+  linear(w_->gate, {{&layer.down, w_->x}}, true);
 }
 
 // out = x W' + bias for weights that share x, then the adapter's low-rank part. accumulate: out
@@ -149,29 +175,29 @@ void Pass::linear(const float* x, std::initializer_list<std::pair<const Linear*,
     jobs.push_back(
         {&linear->weight, linear->bias.as<const float>(), out, linear->weight.rows, accumulate});
   }
-  executor_.matmul(x, rows_, jobs);
+  executor_->matmul(x, rows_, jobs);
   for (const auto& [linear, out] : outputs) {
     if (linear->lora_a.rows == 0) continue;
-    const MatmulJob down{&linear->lora_a, nullptr, w_.lora, linear->lora_a.rows, false};
+    const MatmulJob down{&linear->lora_a, nullptr, w_->lora, linear->lora_a.rows, false};
     const MatmulJob up{&linear->lora_b, nullptr, out, linear->weight.rows, true};
-    executor_.matmul(x, rows_, {&down, 1});
-    executor_.matmul(w_.lora, rows_, {&up, 1});
+    executor_->matmul(x, rows_, {&down, 1});
+    executor_->matmul(w_->lora, rows_, {&up, 1});
   }
 }
 
 // Each head of each row is a row of head_dim values.
 void Pass::norm_heads(float* x, int64_t heads, const Buffer& weight) {
   if (weight.bytes() == 0) return;
-  executor_.rms_norm(x, rows_ * heads, h_.head_dim, weight.as<const float>(), h_.norm_eps, x);
+  executor_->rms_norm(x, rows_ * heads, h_.head_dim, weight.as<const float>(), h_.norm_eps, x);
 }
 
 // logits [rows, vocabulary] of `rows` rows of x from `row` on, in the workspace.
 const float* Pass::output_rows(int64_t row, int64_t rows) {
-  const MatmulJob job{&model_.weights().output, nullptr, w_.logits, h_.vocabulary, false};
-  executor_.rms_norm(w_.x + row * h_.dim, rows, h_.dim,
-                     model_.weights().output_norm.as<const float>(), h_.norm_eps, w_.normed);
-  executor_.matmul(w_.normed, rows, {&job, 1});
-  return w_.logits;
+  const MatmulJob job{&model_.weights().output, nullptr, w_->logits, h_.vocabulary, false};
+  executor_->rms_norm(w_->x + row * h_.dim, rows, h_.dim,
+                      model_.weights().output_norm.as<const float>(), h_.norm_eps, w_->normed);
+  executor_->matmul(w_->normed, rows, {&job, 1});
+  return w_->logits;
 }
 
 // The rows of the tokens whose logits are kept move to the front, so no row is overwritten before
@@ -180,10 +206,10 @@ void Pass::keep_logits() {
   int64_t kept = 0;
   for (const PassTask& task : tasks_) {
     if (task.logits == nullptr) continue;
-    executor_.copy(w_.x + kept++ * h_.dim, w_.x + (task.row + task.tokens - 1) * h_.dim,
-                   h_.dim * static_cast<int64_t>(sizeof(float)));
+    executor_->copy(w_->x + kept++ * h_.dim, w_->x + (task.row + task.tokens - 1) * h_.dim,
+                    h_.dim * static_cast<int64_t>(sizeof(float)));
   }
-  if (kept > 0) executor_.keep_logits(output_rows(0, kept), h_.vocabulary);
+  if (kept > 0) executor_->keep_logits(output_rows(0, kept), h_.vocabulary);
 }
 
 void Pass::score() {
@@ -197,15 +223,15 @@ void Pass::score() {
 // Row i predicts token i + 1; the first token is predicted by the logits kept from before.
 void Pass::score(const Segment& segment, int64_t first_row) {
   const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
-  const std::span<const float> before = segment.session->logits(executor_);
+  const std::span<const float> before = segment.session->logits(*executor_);
   segment.logprobs[0] = before.empty() ? std::numeric_limits<float>::quiet_NaN()
                                        : log_probability(before, segment.tokens[0]);
   std::vector<float> host(static_cast<size_t>(kScoreRows * h_.vocabulary));
   for (int64_t begin = 0; begin < tokens; begin += kScoreRows) {
     const int64_t rows = std::min(kScoreRows, tokens - begin);
     const float* logits = output_rows(first_row + begin, rows);
-    executor_.download(host.data(), logits,
-                       rows * h_.vocabulary * static_cast<int64_t>(sizeof(float)));
+    executor_->download(host.data(), logits,
+                        rows * h_.vocabulary * static_cast<int64_t>(sizeof(float)));
     for (int64_t i = 0; i < rows; ++i) {
       const std::span<const float> row(host.data() + i * h_.vocabulary,
                                        static_cast<size_t>(h_.vocabulary));
@@ -213,14 +239,14 @@ void Pass::score(const Segment& segment, int64_t first_row) {
         segment.logprobs[begin + i + 1] =
             log_probability(row, segment.tokens[static_cast<size_t>(begin + i + 1)]);
       } else {
-        segment.session->set_logits(row, executor_);
+        segment.session->set_logits(row, *executor_);
       }
     }
   }
 }
 
 void Pass::finish() {
-  const std::span<const GreedyChoice> choices = executor_.greedy_choices();
+  const std::span<const TopLogits> found = executor_->top_logits();
   size_t kept = 0;
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
@@ -228,7 +254,10 @@ void Pass::finish() {
     if (segment.logprobs != nullptr) continue;
     session.forget_logits();  // those from before are not of the last token any more
     session.has_logits_ = segment.keep_logits;
-    if (segment.keep_logits && !choices.empty()) session.greedy_ = choices[kept++];
+    if (!segment.keep_logits || found.empty()) continue;
+    const TopLogits& top = found[kept++];
+    session.logits_total_ = top.total;
+    session.best_.assign(top.best.begin(), top.best.end());
   }
 }
 

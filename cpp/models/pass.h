@@ -22,12 +22,13 @@ struct Segment {
 
 class Pass {
  public:
-  Pass(const Model& model, Workspace& workspace, std::span<const Segment> segments);
+  Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> segments);
 
   void run();
 
  private:
-  void begin();
+  void enter(size_t stage);
+  void run_stage();
   void finish();
   void attention(int64_t layer);
   void feed_forward(int64_t layer);
@@ -40,15 +41,21 @@ class Pass {
   void attend(int64_t layer);
   const float* output_rows(int64_t row, int64_t rows);
 
+  bool repeatable() const;
+
   const Model& model_;
   const Hyperparameters& h_;
-  Workspace& w_;
-  Executor& executor_;
+  Workspaces& workspaces_;
   std::span<const Segment> segments_;
   int64_t rows_ = 0;
-  std::vector<PassTask> tasks_;
   std::vector<int32_t> tokens_;
-  std::vector<int64_t> key_;  // of the operations, where they are the same from token to token
+  std::vector<float> cosine_, sine_;  // [rows, rotated pairs]
+
+  // Of the stage that the pass is in.
+  size_t stage_ = 0;
+  Workspace* w_ = nullptr;
+  Executor* executor_ = nullptr;
+  std::vector<PassTask> tasks_;
 };
 
 }  // namespace lola

@@ -2,55 +2,16 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "models/model.h"
+#include "models/session_layout.h"
+#include "models/session_memory.h"
 
 namespace lola {
-
-struct SessionConfig {
-  LolaConfig lola;             // of the layers with LoLA attention
-  int64_t context_length = 0;  // tokens that the KV cache of softmax layers holds
-};
-
-struct MemoryRange {
-  int64_t offset;
-  int64_t bytes;
-};
-
-// Where each layer's memory lies in a session's bytes, and how many they are: known before any is
-// taken.
-class SessionLayout {
- public:
-  // UsageError where the configuration is impossible.
-  SessionLayout(const Model& model, const SessionConfig& config);
-
-  // Memories of all layers, and the logits of the last token.
-  int64_t bytes() const { return memory_bytes_ + logits_bytes_; }
-  int64_t memory_bytes() const { return memory_bytes_; }
-  int64_t layers() const { return static_cast<int64_t>(offsets_.size()); }
-  int64_t offset(int64_t layer) const { return offsets_[static_cast<size_t>(layer)]; }
-  bool is_lola(int64_t layer) const { return is_lola_[static_cast<size_t>(layer)]; }
-  const LayerMemoryLayout& lola() const { return *lola_; }
-  const KvCacheLayout& kv() const { return *kv_; }
-  // What a layer's memory holds after `position` tokens, as ranges of the session's memory.
-  std::vector<MemoryRange> used(int64_t layer, int64_t position) const;
-  bool has_kv() const { return kv_.has_value(); }
-
- private:
-  std::optional<LayerMemoryLayout> lola_;  // of every LoLA layer
-  std::optional<KvCacheLayout> kv_;        // of every softmax layer
-  std::vector<int64_t> offsets_;
-  std::vector<bool> is_lola_;
-  int64_t memory_bytes_ = 0;
-  int64_t logits_bytes_ = 0;
-};
 
 class Session {
  public:
@@ -65,11 +26,20 @@ class Session {
   double attention_seconds() const { return attention_seconds_; }
   // [vocabulary], empty before the first token and after a prompt that was interrupted.
   std::span<const float> logits() const;
-  // Of these logits, where the backend has chosen; id -1 where it has not.
-  GreedyChoice greedy_choice() const { return greedy_; }
+  // What the backend found in these logits; empty where it has not looked. From the next pass on it
+  // looks for the `count` best at least.
+  TopLogits top_logits() const {
+    return {model_->hyperparameters().vocabulary, logits_total_, best_};
+  }
+  void want_best(int64_t count) { best_wanted_ = count; }
 
   // A copy that continues on its own.
   std::unique_ptr<Session> fork() const;
+
+  // Moves its memories to host memory and gives back what they took of the devices; the next use
+  // brings them back.
+  void spill();
+  bool spilled() const { return memory_.spilled(); }
 
   // Held by whoever uses the session; UsageError when another thread does.
   std::unique_lock<std::mutex> use() const;
@@ -79,21 +49,23 @@ class Session {
   friend class StateFile;
   friend class Inspection;
 
-  // Of all layers, neighbours joined.
-  std::vector<MemoryRange> used_memory() const;
+  // Ends a spill. DeviceError where there is no room.
+  void restore(Workspaces& workspaces);
   std::span<const float> logits(Executor& executor) const;
   void set_logits(std::span<const float> logits, Executor& executor);
   void forget_logits();
+  int64_t logits_bytes() const;
 
   std::shared_ptr<const Model> model_;
   SessionConfig config_;
   SessionLayout layout_;
-  Buffer memory_;
-  Buffer logits_;  // [vocabulary], of the last token
+  SessionMemory memory_;
   int64_t position_ = 0;
   double attention_seconds_ = 0.0;
   bool has_logits_ = false;
-  GreedyChoice greedy_{-1, 0.0f};
+  double logits_total_ = 0.0;
+  std::vector<Candidate> best_;
+  int64_t best_wanted_ = 1;
   mutable std::vector<float> host_logits_;  // empty until asked for
   mutable std::mutex in_use_;
 };

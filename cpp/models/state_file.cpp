@@ -47,7 +47,8 @@ std::vector<StateArray> state_arrays(const SessionLayout& layout, int64_t positi
       const MemorySection& section = sections[i];
       StateArray array{layer_tensor(layer, section.name), section.element, section.shape, {}};
       if (lola) {
-        array.ranges.push_back({layout.offset(layer) + section.offset, section.bytes});
+        array.ranges.push_back(
+            {used.front().stage, used.front().offset + section.offset, section.bytes});
       } else {
         const auto heads = static_cast<size_t>(section.shape[0]);
         array.ranges.assign(used.begin() + static_cast<int64_t>(i * heads),
@@ -173,7 +174,7 @@ void StateFile::save(const Session& session, const std::string& path,
                      std::span<const uint8_t> extra) {
   const auto lock = session.use();
   const Model& model = *session.model_;
-  const auto workspace = model.borrow_workspace();
+  const auto workspaces = model.borrow_workspaces();
   GgufWriter writer;
   writer.put_string("general.type", "state");
   writer.put_string("general.architecture", model.hyperparameters().architecture->name);
@@ -192,8 +193,7 @@ void StateFile::save(const Session& session, const std::string& path,
     host[i].resize(static_cast<size_t>(array.bytes()));
     uint8_t* next = host[i].data();
     for (const MemoryRange& range : array.ranges) {
-      workspace->executor().download(next, session.memory_.as<uint8_t>() + range.offset,
-                                     range.bytes);
+      session.memory_.read(range, next, *workspaces);
       next += range.bytes;
     }
     hasher.add(host[i].data(), host[i].size());
@@ -230,19 +230,19 @@ StateFile::Loaded StateFile::load(std::shared_ptr<const Model> model, const std:
 
   Hasher hasher = hash_header(numbers_of(session.config_, session.position_),
                               names_of(session.config_, *model), loaded.extra);
-  const auto workspace = model->borrow_workspace();
+  const auto workspaces = model->borrow_workspaces();
   for (const StateArray& array : state_arrays(session.layout_, session.position_)) {
     const auto bytes = array_bytes(*file, array, session.config_.lola.pair_type);
     hasher.add(bytes.data(), bytes.size());
     const uint8_t* next = bytes.data();
     for (const MemoryRange& range : array.ranges) {
-      workspace->executor().upload(session.memory_.as<uint8_t>() + range.offset, next, range.bytes);
+      session.memory_.write(range, next, *workspaces);
       next += range.bytes;
     }
   }
   if (file->find_tensor("logits") != nullptr) {
     session.set_logits(read_floats(*file, "logits", {model->hyperparameters().vocabulary}),
-                       workspace->executor());
+                       workspaces->back().executor());
   }
   hasher.add(session.logits().data(), session.logits().size_bytes());
   if (hasher.hex() != file->get_string("state.checksum")) {

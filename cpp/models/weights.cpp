@@ -12,21 +12,22 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+// Loads to one backend.
 class Loader {
  public:
-  Loader(const GgufFile& file, const Hyperparameters& h, Backend& backend)
-      : file_(file), h_(h), backend_(backend) {}
+  Loader(const GgufFile& file, const Hyperparameters& h, Backend& backend,
+         const std::function<void(int64_t bytes)>& loaded)
+      : file_(file), h_(h), backend_(backend), loaded_(loaded) {}
 
-  WeightMatrix matrix(const std::string& name, int64_t rows, int64_t cols) const {
+  WeightMatrix matrix(const std::string& name, int64_t rows, int64_t cols,
+                      WeightUse use = WeightUse::kProducts) const {
     const GgufTensor& tensor = checked_tensor(file_, name, {rows, cols});
-    const WeightMatrix weight = backend_.load(*tensor.format, tensor.data, rows, cols);
-    drop_file_pages(tensor.data, static_cast<size_t>(rows * weight.row_bytes()));
+    const WeightMatrix weight = backend_.load({tensor.format, tensor.data, rows, cols}, use);
+    if (weight.data != tensor.data) {
+      drop_file_pages(tensor.data, static_cast<size_t>(rows * weight.row_bytes()));
+    }
+    loaded_(rows * weight.row_bytes());
     return weight;
-  }
-
-  WeightMatrix table(const std::string& name, int64_t rows, int64_t cols) const {
-    const GgufTensor& tensor = checked_tensor(file_, name, {rows, cols});
-    return backend_.load_table(*tensor.format, tensor.data, rows, cols);
   }
 
   Buffer vector(const std::string& name, int64_t size) const {
@@ -67,6 +68,7 @@ class Loader {
   const GgufFile& file_;
   const Hyperparameters& h_;
   Backend& backend_;
+  const std::function<void(int64_t bytes)>& loaded_;
 };
 
 }  // namespace
@@ -102,18 +104,29 @@ Buffer to_backend(Backend& backend, const std::vector<float>& values, const std:
   return buffer;
 }
 
-Weights load_weights(const GgufFile& file, const Hyperparameters& h, Backend& backend) {
-  const Loader loader(file, h, backend);
+Weights load_weights(const GgufFile& file, const Hyperparameters& h, const Stages& stages,
+                     const LoadProgress& progress) {
+  int64_t done = 0;
+  const std::function<void(int64_t)> loaded = [&](int64_t bytes) {
+    done += bytes;
+    if (progress) progress(done);
+  };
+  const auto loader = [&](Backend& backend) { return Loader(file, h, backend, loaded); };
   // A file without an output matrix multiplies with the embedding's.
   const bool tied = file.find_tensor("output.weight") == nullptr;
+  const bool shared = tied && stages.size() == 1;
   const std::string embedding = "token_embd.weight";
   Weights weights;
-  weights.token_embedding = tied ? loader.matrix(embedding, h.vocabulary, h.dim)
-                                 : loader.table(embedding, h.vocabulary, h.dim);
-  for (int64_t i = 0; i < h.layers; ++i) weights.layers.push_back(loader.layer(i));
-  weights.output_norm = loader.vector("output_norm.weight", h.dim);
-  weights.output =
-      tied ? weights.token_embedding : loader.matrix("output.weight", h.vocabulary, h.dim);
+  weights.token_embedding =
+      loader(stages.first())
+          .matrix(embedding, h.vocabulary, h.dim, shared ? WeightUse::kProducts : WeightUse::kRows);
+  for (int64_t i = 0; i < h.layers; ++i) {
+    weights.layers.push_back(loader(stages.backend_of(i)).layer(i));
+  }
+  const Loader last = loader(stages.last());
+  weights.output_norm = last.vector("output_norm.weight", h.dim);
+  weights.output = shared ? weights.token_embedding
+                          : last.matrix(tied ? embedding : "output.weight", h.vocabulary, h.dim);
   return weights;
 }
 

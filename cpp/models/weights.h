@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "gguf/gguf_reader.h"
 #include "models/hyperparameters.h"
+#include "models/stages.h"
 
 namespace lola {
 
@@ -37,8 +39,12 @@ struct Weights {
   WeightMatrix output;  // [vocabulary, dim]; the embedding where the file has none (tied)
 };
 
-// FormatError naming the tensor where one is missing or has another shape.
-Weights load_weights(const GgufFile& file, const Hyperparameters& h, Backend& backend);
+// Called with the bytes of the file that are loaded; what it throws ends the loading.
+using LoadProgress = std::function<void(int64_t done)>;
+
+// FormatError naming the tensor where one is missing or has another shape. progress: or empty.
+Weights load_weights(const GgufFile& file, const Hyperparameters& h, const Stages& stages,
+                     const LoadProgress& progress);
 
 // A tensor of any format as float32. shape is what the tensor must have, slowest dimension first.
 std::vector<float> read_floats(const GgufFile& file, const std::string& name,

@@ -21,8 +21,8 @@ int64_t largest_rank(const Weights& weights) {
 
 }  // namespace
 
-Workspace::Workspace(const Model& model)
-    : model_(model), executor_(model.backend().make_executor()) {}
+Workspace::Workspace(const Model& model, Backend& backend)
+    : model_(model), backend_(backend), executor_(backend.make_executor()) {}
 
 void Workspace::reserve(int64_t rows, int64_t logit_rows) {
   const Hyperparameters& h = model_.hyperparameters();
@@ -45,7 +45,7 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
     const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(float));
     rows_ = 0;
     activations_ = Buffer();
-    activations_ = model_.backend().allocate(bytes, "activations of a pass");
+    activations_ = backend_.allocate(bytes, "activations of a pass");
     float* next = activations_.as<float>();
     for (const auto& [array, columns] : arrays) {
       *array = next;
@@ -57,7 +57,7 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
     const int64_t bytes = logit_rows * h.vocabulary * static_cast<int64_t>(sizeof(float));
     logit_rows_ = 0;
     logits_ = Buffer();
-    logits_ = model_.backend().allocate(bytes, "logits");
+    logits_ = backend_.allocate(bytes, "logits");
     logits = logits_.as<float>();
     logit_rows_ = logit_rows;
   }

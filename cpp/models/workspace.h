@@ -1,5 +1,5 @@
-// The activations of one pass and the executor that computes them. Every array is [rows, width],
-// float32.
+// The activations of one pass in one stage and the executor that computes them. Every array is
+// [rows, width], float32.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ class Model;
 
 class Workspace {
  public:
-  explicit Workspace(const Model& model);
+  Workspace(const Model& model, Backend& backend);
 
   // Makes room for a pass of `rows` tokens, `logit_rows` of which go through the output matrix.
   void reserve(int64_t rows, int64_t logit_rows);
@@ -37,11 +37,14 @@ class Workspace {
 
  private:
   const Model& model_;
+  Backend& backend_;
   std::unique_ptr<Executor> executor_;
   Buffer activations_;
   Buffer logits_;
   int64_t rows_ = 0;
   int64_t logit_rows_ = 0;
 };
+
+using Workspaces = std::vector<Workspace>;  // of one pass: one of each stage
 
 }  // namespace lola

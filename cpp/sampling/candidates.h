@@ -6,17 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "kernels/top_logits.h"
+
 namespace lola {
-
-struct Candidate {
-  float logit;
-  int32_t id;
-};
-
-// The order of all choices: the greater logit first, then the lower id.
-inline bool better(const Candidate& a, const Candidate& b) {
-  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
 
 // What one pass over logits [vocabulary] finds; all choices start from it.
 struct Peaks {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -102,8 +103,8 @@ std::vector<float> weights_of(const std::vector<Candidate>& candidates, float ma
 }
 
 // Cuts a list, best first, as soon as the weights at temperature 1 sum to `share` of `total`, or of
-// those of the list.
-void keep_share(std::vector<Candidate>& sorted, double share, std::optional<double> total) {
+// those of the list; false where the whole list sums to less.
+bool keep_share(std::vector<Candidate>& sorted, double share, std::optional<double> total) {
   const std::vector<float> weights = weights_of(sorted, sorted.front().logit, 1.0);
   if (!total) total = std::accumulate(weights.begin(), weights.end(), 0.0);
   double sum = 0.0;
@@ -112,6 +113,7 @@ void keep_share(std::vector<Candidate>& sorted, double share, std::optional<doub
     sum += weights[kept++];
   } while (kept < sorted.size() && sum < share * *total);
   sorted.resize(kept);
+  return sum >= share * *total;
 }
 
 // The shortest run of the best tokens that holds `top_p` of the probability of all, best first.
@@ -129,9 +131,13 @@ std::vector<Candidate> nucleus(std::span<const float> logits, const Peaks& peaks
   return kept;
 }
 
+bool is_below_min_p(const Candidate& candidate, float max, double min_p) {
+  return exp_negative(candidate.logit - max) < static_cast<float>(min_p);
+}
+
 void keep_min_p(std::vector<Candidate>& sorted, double min_p) {
   const float max = sorted.front().logit;
-  while (exp_negative(sorted.back().logit - max) < static_cast<float>(min_p)) sorted.pop_back();
+  while (is_below_min_p(sorted.back(), max, min_p)) sorted.pop_back();
 }
 
 }  // namespace
@@ -146,12 +152,40 @@ void Sampler::accept(std::span<const int32_t> tokens) {
   for (const int32_t token : tokens) recent_.push(token);
 }
 
-std::optional<SampledToken> Sampler::take_greedy(int32_t id, float logprob) {
-  if (config_.temperature != 0.0 || !config_.logit_bias.empty() || !recent_.counts().empty()) {
+int64_t Sampler::candidates() const {
+  constexpr int64_t kOfShare = 256;  // a nucleus or a min-p set is seldom larger
+  constexpr int64_t kMostLost = 64;  // of the best, to penalties
+  const auto changed = static_cast<int64_t>(config_.logit_bias.size() + recent_.counts().size());
+  const int64_t lost = std::min(changed, kMostLost);
+  if (config_.temperature == 0.0) return 1 + lost;
+  if (config_.top_k > 0) return config_.top_k + lost <= kMostBest ? config_.top_k + lost : 1;
+  const bool shared = config_.top_p < 1.0 && changed == 0;
+  return shared || config_.min_p > 0.0 ? kOfShare : 1;
+}
+
+std::optional<SampledToken> Sampler::sample(const TopLogits& top, int64_t top_logprobs) {
+  const int64_t listed = static_cast<int64_t>(top.best.size());
+  if (listed == 0 || top_logprobs < 0 || std::min(top_logprobs, top.vocabulary) > listed) {
     return std::nullopt;
   }
-  recent_.push(id);
-  return SampledToken{id, logprob, {}};
+  std::vector<Candidate> best = biased(top);
+  if (best.empty()) return std::nullopt;
+  const std::optional<int32_t> id =
+      config_.temperature == 0.0 ? best.front().id : draw(std::move(best), top);
+  if (!id) return std::nullopt;
+  const double log_total = std::log(top.total);
+  const auto logprob = [&](float logit) {
+    return static_cast<float>((static_cast<double>(logit) - top.best.front().logit) - log_total);
+  };
+  SampledToken token{*id, 0.0f, {}};
+  for (const Candidate& candidate : top.best) {
+    if (candidate.id == *id) token.logprob = logprob(candidate.logit);
+    if (std::ssize(token.top) < top_logprobs) {
+      token.top.emplace_back(candidate.id, logprob(candidate.logit));
+    }
+  }
+  recent_.push(token.id);
+  return token;
 }
 
 SampledToken Sampler::sample(std::span<const float> logits, int64_t top_logprobs) {
@@ -183,7 +217,7 @@ SampledToken Sampler::sample(std::span<const float> logits, std::span<const floa
 }
 
 std::span<const float> Sampler::biased(std::span<const float> logits) {
-  if (config_.logit_bias.empty() && recent_.counts().empty()) return logits;
+  if (!changes_logits()) return logits;
   scratch_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : config_.logit_bias) {
     float& logit = of_token(scratch_, id, "logit_bias");
@@ -196,6 +230,43 @@ std::span<const float> Sampler::biased(std::span<const float> logits) {
   return scratch_;
 }
 
+std::vector<Candidate> Sampler::biased(const TopLogits& top) const {
+  std::vector<Candidate> best(top.best.begin(), top.best.end());
+  if (!changes_logits()) return best;
+  // Tokens that are not listed have this logit at most; those listed without a change stand before
+  // them.
+  const float least = std::ssize(best) == top.vocabulary ? -std::numeric_limits<float>::infinity()
+                                                         : best.back().logit;
+  std::map<int32_t, Candidate*> listed;
+  for (Candidate& candidate : best) listed.emplace(candidate.id, &candidate);
+  std::vector<Candidate*> lowered;
+  const auto change = [&](int32_t id, bool raises, const auto& changed) {
+    const auto found = listed.find(id);
+    if (id >= top.vocabulary || (raises && found == listed.end())) return false;
+    if (found == listed.end()) return true;
+    found->second->logit = to_logit(changed(found->second->logit));
+    lowered.push_back(found->second);
+    return true;
+  };
+  for (const auto& [id, bias] : config_.logit_bias) {
+    if (!change(id, bias > 0.0, [&](float logit) { return logit + bias; })) return {};
+  }
+  for (const auto& [id, count] : recent_.counts()) {
+    const auto times = static_cast<double>(count);
+    const bool raises = config_.repetition_penalty < 1.0 ||
+                        times * config_.frequency_penalty + config_.presence_penalty < 0.0;
+    if (!change(id, raises, [&](float logit) { return penalised(logit, times, config_); })) {
+      return {};
+    }
+  }
+  for (Candidate* candidate : lowered) {
+    if (candidate->logit <= least) candidate->id = -1;
+  }
+  std::erase_if(best, [](const Candidate& candidate) { return candidate.id < 0; });
+  std::sort(best.begin(), best.end(), better);
+  return best;
+}
+
 int32_t Sampler::draw(std::span<const float> logits, const Peaks& peaks) {
   const float max = peaks.max;
   const bool limited = config_.top_k > 0 && config_.top_k < static_cast<int64_t>(logits.size());
@@ -206,6 +277,31 @@ int32_t Sampler::draw(std::span<const float> logits, const Peaks& peaks) {
   keep_min_p(candidates, config_.min_p);
   const std::vector<float> weights = weights_of(candidates, max, config_.temperature);
   return candidates[pick(weights, next_uniform())].id;
+}
+
+// As from all logits: `best` begins the order in which that would see them.
+std::optional<int32_t> Sampler::draw(std::vector<Candidate> best, const TopLogits& top) {
+  const float max = best.front().logit;
+  const bool all = std::ssize(best) == top.vocabulary;
+  const bool ends = all || is_below_min_p(best.back(), max, config_.min_p);  // nothing follows
+  const bool limited = config_.top_k > 0 && config_.top_k < top.vocabulary;
+  if (limited) {
+    const auto k = static_cast<size_t>(config_.top_k);
+    if (best.size() < k && (config_.top_p < 1.0 || !ends)) return std::nullopt;
+    if (best.size() > k) best.resize(k);
+    if (config_.top_p < 1.0) keep_share(best, config_.top_p, std::nullopt);
+  } else if (config_.top_p < 1.0) {
+    if (changes_logits()) return std::nullopt;  // the total of the changed logits is not known
+    if (!keep_share(best, config_.top_p, top.total) && !ends) return std::nullopt;
+  } else if (!ends) {
+    return std::nullopt;
+  }
+  keep_min_p(best, config_.min_p);
+  if (!limited && config_.top_p == 1.0) {
+    std::sort(best.begin(), best.end(), [](auto& a, auto& b) { return a.id < b.id; });
+  }
+  const std::vector<float> weights = weights_of(best, max, config_.temperature);
+  return best[pick(weights, next_uniform())].id;
 }
 
 int32_t Sampler::draw_from_all(std::span<const float> logits, float max) {

@@ -46,9 +46,12 @@ class Sampler {
   // Tokens of the prompt, so that penalties see them. sample() records what it returns by itself.
   void accept(std::span<const int32_t> tokens);
 
-  // Takes the most likely token, chosen and scored elsewhere, where that is what sample() would
-  // choose; nothing where it may not be.
-  std::optional<SampledToken> take_greedy(int32_t id, float logprob);
+  // How many of the best logits sample(TopLogits) should be given; 1 where it has no use for more.
+  int64_t candidates() const;
+
+  // What sample() chooses from all logits, from the best of them: the same token, and nothing where
+  // they may be too few to tell.
+  std::optional<SampledToken> sample(const TopLogits& top, int64_t top_logprobs);
 
   // logits [vocabulary]; UsageError on NaN, +infinity, or when nothing is left to choose from.
   SampledToken sample(std::span<const float> logits, int64_t top_logprobs);
@@ -69,7 +72,13 @@ class Sampler {
   // The logits after bias and penalties; the span itself when neither changes anything.
   std::span<const float> biased(std::span<const float> logits);
 
+  bool changes_logits() const { return !config_.logit_bias.empty() || !recent_.counts().empty(); }
+  // The best after bias and penalties, best first, as far as `top` tells: less than all of `top`
+  // where others may have come between.
+  std::vector<Candidate> biased(const TopLogits& top) const;
+
   int32_t draw(std::span<const float> logits, const Peaks& peaks);
+  std::optional<int32_t> draw(std::vector<Candidate> best, const TopLogits& top);
   int32_t draw_from_all(std::span<const float> logits, float max);
   double next_uniform();
 

@@ -70,6 +70,11 @@ class History:
             self._copies.append(_Copy(core.fork(), core.position, complete=core.logits.size > 0))
             self._thin(core.memory_bytes)
 
+    def spill(self) -> None:
+        """Moves the copies to host memory."""
+        for copy in self._copies:
+            copy.core.spill()
+
     def rewound(self, model: Model, core: _core.Session, position: int) -> tuple[_core.Session, list[int]]:
         """Memories at or before a position and the tokens to replay; the history then ends at those memories."""
         usable = [c for c in self._copies if c.position < position or (c.position == position and c.complete)]

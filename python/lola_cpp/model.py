@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import _core
 from .session import Session
@@ -49,6 +50,10 @@ class Model:
     adapter  a LoLA adapter for it; None runs the file with the attention it has
     threads  None: the physical cores
     device   "cpu", or "cuda" where the package was built with it
+    gpu_layers  for a GPU that is smaller than the model: this many layers, the last ones, run there, with the output
+                matrix, and the others on the CPU. None: all; "auto": as many as leave a tenth of the free memory to
+                sessions. State files do not depend on it
+    progress    called with the bytes of weights loaded so far, of about info.weight_bytes; Ctrl-C takes effect there
 
     Raises FormatError for a damaged file or an adapter of another model, UnsupportedError for an architecture, tensor
     type or tokenizer that is not implemented, DeviceError where the device is missing or too small, FileNotFoundError.
@@ -61,21 +66,30 @@ class Model:
         *,
         threads: int | None = None,
         device: str = "cpu",
+        gpu_layers: int | Literal["auto"] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         for file in (path, adapter):
             if file is not None and not os.path.isfile(file):
                 raise FileNotFoundError(f"no such file: {os.fspath(file)}")
         if threads is not None and threads < 1:
             raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
+        if device == "cpu" and gpu_layers is not None:
+            raise _core.UsageError(f"gpu_layers: found {gpu_layers!r} with device 'cpu', wanted a GPU")
         self.path = os.fspath(path)
-        self._core = _core.Model(self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0)
+        adapter = "" if adapter is None else os.fspath(adapter)
+        begin = time.perf_counter()
+        self._core = _core.Model(self.path, adapter, device, threads or 0, gpu_layers, progress)
+        self.load_seconds = time.perf_counter() - begin
 
     @classmethod
-    def default(cls, *, threads: int | None = None, device: str = "cpu") -> Model:
+    def default(
+        cls, *, threads: int | None = None, device: str = "cpu", gpu_layers: int | Literal["auto"] | None = None
+    ) -> Model:
         """The small model that ships with the package, with its LoLA adapter."""
         folder = resources.files(__package__).joinpath("models")
         base, adapter = str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
-        return cls(base, adapter, threads=threads, device=device)
+        return cls(base, adapter, threads=threads, device=device, gpu_layers=gpu_layers)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -157,6 +157,20 @@ class Session:
         copy._take_beside(self)
         return copy
 
+    def spill(self) -> None:
+        """Moves its memories to host memory and frees the GPU's, those of its history too. The next use restores them.
+
+        What is restored continues bit for bit. DeviceError, on the next use, where the GPU has no room by then.
+        """
+        with self.used_by_this_thread():
+            self._core.spill()
+            if self._history is not None:
+                self._history.spill()
+
+    @property
+    def spilled(self) -> bool:
+        return self._core.spilled
+
     def snapshot(self) -> Snapshot:
         """All that the continuation depends on, to be restored any number of times. It takes memory_bytes."""
         return Snapshot(self.fork())

@@ -1,4 +1,4 @@
-"""Many named sessions of one model: the ones in use in memory, the idle ones on disk."""
+"""Many named sessions of one model: the ones in use on the device, the idle ones in host memory and on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ class SessionPool:
     threads may share the pool.
 
     memory_bytes  of idle sessions kept in memory, with the copies of their histories
+    device_bytes  how much of that may lie on the GPU: the others wait in host memory. None: all of it
     durable       True: a session is saved whenever its use ends, so that a killed process loses nothing but what runs
     options       of new sessions; see SessionOptions
 
@@ -46,15 +47,18 @@ class SessionPool:
         folder: str | os.PathLike[str],
         *,
         memory_bytes: int,
+        device_bytes: int | None = None,
         durable: bool = False,
         rewind_budget: int | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        if memory_bytes < 0:
-            raise _core.UsageError(f"memory_bytes: found {memory_bytes}, wanted 0 or more")
+        for option, value in (("memory_bytes", memory_bytes), ("device_bytes", device_bytes)):
+            if value is not None and value < 0:
+                raise _core.UsageError(f"{option}: found {value}, wanted 0 or more")
         self.model = model
         self.folder = Path(folder)
         self._memory_bytes = memory_bytes
+        self._device_bytes = device_bytes
         self._durable = durable
         self._rewind_budget = rewind_budget
         self._options = options
@@ -115,7 +119,13 @@ class SessionPool:
     def idle_bytes(self) -> int:
         """Memory of the idle sessions, with the copies of their histories."""
         with self._changed:
-            return sum(session.memory_bytes + session.history_bytes for session in self._idle.values())
+            return _bytes_of(self._idle.values())
+
+    @property
+    def idle_device_bytes(self) -> int:
+        """What of that lies on the device."""
+        with self._changed:
+            return _bytes_of(session for session in self._idle.values() if not session.spilled)
 
     def _path(self, name: str) -> Path:
         return self.folder / (hashlib.sha256(name.encode()).hexdigest()[:40] + ".state")
@@ -147,3 +157,16 @@ class SessionPool:
                 self._idle[name].save(self._path(name))
                 self._unsaved.discard(name)
             del self._idle[name]
+        if self._device_bytes is None:
+            return
+        on_device = [session for session in self._idle.values() if not session.spilled]
+        excess = _bytes_of(on_device) - self._device_bytes
+        for session in on_device:
+            if excess <= 0:
+                return
+            session.spill()
+            excess -= _bytes_of([session])
+
+
+def _bytes_of(sessions: Iterable[Session]) -> int:
+    return sum(session.memory_bytes + session.history_bytes for session in sessions)

@@ -1,4 +1,7 @@
-"""The device that models run on in tests: LOLA_TEST_DEVICE, cpu where it is not set."""
+"""The device that models run on in tests: LOLA_TEST_DEVICE, cpu where it is not set.
+
+With LOLA_TEST_GPU_LAYERS only so many layers run there, and the others on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import os
 from lola_cpp import Model
 
 DEVICE = os.environ.get("LOLA_TEST_DEVICE", "cpu")
+GPU_LAYERS = int(text) if (text := os.environ.get("LOLA_TEST_GPU_LAYERS")) else None
+PASS_TOKENS = 2048 if DEVICE == "cuda" and GPU_LAYERS is None else 512  # the most that a pass takes
 
 
 def why_missing(device: str) -> str | None:

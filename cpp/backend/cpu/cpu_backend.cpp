@@ -103,7 +103,7 @@ class CpuExecutor final : public Executor {
       logits += vocabulary;
     }
   }
-  std::span<const GreedyChoice> greedy_choices() override { return {}; }
+  std::span<const TopLogits> top_logits() override { return {}; }
 
  private:
   template <typename Body>
@@ -144,8 +144,11 @@ class CpuBackend final : public Backend {
   // What may wait before a cancellation takes effect; larger passes are no faster.
   int64_t pass_tokens() const override { return 512; }
   void check(const AttentionShape&) const override {}
-  int64_t stored_bytes(const QuantFormat&, int64_t, int64_t) const override { return 0; }
-  void require(int64_t, const std::string&) const override {}
+
+  int64_t free_bytes() const override { return available_memory(); }
+  int64_t stored_bytes(const WeightMatrix& file, WeightUse use) const override {
+    return use == WeightUse::kRows ? 0 : panel_bytes(file);
+  }
 
   Buffer allocate(int64_t bytes, const std::string& what) const override {
     // calloc takes zero pages from the system, so memory that is never used is never resident.
@@ -158,22 +161,16 @@ class CpuBackend final : public Backend {
     return Buffer(reinterpret_cast<void*>(aligned), bytes, [raw](void*) { std::free(raw); });
   }
 
-  WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
-                    int64_t cols) override {
-    const WeightMatrix file{&format, data, rows, cols};
+  WeightMatrix load(const WeightMatrix& file, WeightUse use) override {
+    if (use == WeightUse::kRows) return file;
     const int64_t bytes = panel_bytes(file);
     Buffer panels = allocate(bytes, "a weight");
     uint8_t* out = panels.as<uint8_t>();
     advise_huge_pages(out, static_cast<size_t>(bytes));
-    const int64_t count = (rows + kPanelRows - 1) / kPanelRows;
+    const int64_t count = (file.rows + kPanelRows - 1) / kPanelRows;
     pool_.parallel_for(count, [&](int64_t panel, int) { write_panel(file, panel, out); });
     weights_.push_back(std::move(panels));
-    return {&format, out, rows, cols, true};
-  }
-
-  WeightMatrix load_table(const QuantFormat& format, const uint8_t* data, int64_t rows,
-                          int64_t cols) override {
-    return {&format, data, rows, cols};
+    return {file.format, out, file.rows, file.cols, true};
   }
 
   std::unique_ptr<Executor> make_executor() override {

@@ -35,32 +35,28 @@ class CudaBackend final : public Backend {
     }
   }
 
-  int64_t stored_bytes(const QuantFormat& format, int64_t rows, int64_t cols) const override {
-    return weight_layout(format.type, rows, cols).bytes;
-  }
-
-  void require(int64_t bytes, const std::string& what) const override {
-    device_->require(bytes, what);
+  int64_t free_bytes() const override { return device_->free_bytes(); }
+  int64_t stored_bytes(const WeightMatrix& file, WeightUse) const override {
+    return weight_layout(file.format->type, file.rows, file.cols).bytes;
   }
 
   Buffer allocate(int64_t bytes, const std::string& what) const override {
     return device_->allocate(bytes, what);
   }
 
-  WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
-                    int64_t cols) override {
-    const WeightLayout layout = weight_layout(format.type, rows, cols);
+  WeightMatrix load(const WeightMatrix& file, WeightUse) override {
+    const WeightLayout layout = weight_layout(file.format->type, file.rows, file.cols);
     std::vector<uint8_t> staged(static_cast<size_t>(layout.bytes));
-    pool_.parallel_for(ceil_div(rows, kRowsPerTask), [&](int64_t task, int) {
-      store_weights(format, layout, data, rows, cols, task * kRowsPerTask,
-                    std::min(rows, (task + 1) * kRowsPerTask), staged.data());
+    pool_.parallel_for(ceil_div(file.rows, kRowsPerTask), [&](int64_t task, int) {
+      store_weights(*file.format, layout, file.data, file.rows, file.cols, task * kRowsPerTask,
+                    std::min(file.rows, (task + 1) * kRowsPerTask), staged.data());
     });
     Buffer buffer = allocate(layout.bytes, "a weight");
     cuda_check(cudaMemcpyAsync(buffer.as<uint8_t>(), staged.data(), staged.size(),
                                cudaMemcpyHostToDevice, device_->stream().handle),
                "upload of a weight");
     cuda_check(cudaStreamSynchronize(device_->stream().handle), "upload of a weight");
-    const WeightMatrix weight{&format, buffer.as<uint8_t>(), rows, cols};
+    const WeightMatrix weight{file.format, buffer.as<uint8_t>(), file.rows, file.cols};
     weights_.push_back(std::move(buffer));
     return weight;
   }
@@ -80,3 +76,5 @@ lola::Backend* lola_make_cuda_backend(const lola::BackendOptions& options) {
   return new lola::CudaBackend(options.threads == 0 ? lola::default_thread_count()
                                                     : options.threads);
 }
+
+void lola_list_gpus(std::vector<lola::GpuInfo>& gpus) { gpus = lola::list_gpus(); }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kDevice = 0;  // CUDA_VISIBLE_DEVICES chooses another
 
-void check_device() {
+int device_count() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
@@ -16,12 +16,28 @@ void check_device() {
                               status == cudaSuccess ? "none is there" : cudaGetErrorString(status),
                               "), wanted an NVIDIA GPU and its driver"));
   }
+  return count;
 }
 
 }  // namespace
 
+std::vector<GpuInfo> list_gpus() {
+  std::vector<GpuInfo> gpus(static_cast<size_t>(device_count()));
+  for (size_t i = 0; i < gpus.size(); ++i) {
+    cudaDeviceProp properties{};
+    cuda_check(cudaGetDeviceProperties(&properties, static_cast<int>(i)), "properties of a GPU");
+    cuda_check(cudaSetDevice(static_cast<int>(i)), "a GPU");
+    size_t free = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&free, &total), "free memory");
+    gpus[i] = {properties.name, properties.major, properties.minor, static_cast<int64_t>(free),
+               static_cast<int64_t>(total)};
+  }
+  cuda_check(cudaSetDevice(kDevice), "a GPU");
+  return gpus;
+}
+
 CudaDevice::CudaDevice() {
-  check_device();
+  device_count();
   cudaDeviceProp properties{};
   cuda_check(cudaGetDeviceProperties(&properties, kDevice), "properties of the GPU");
   name_ = properties.name;
@@ -55,8 +71,8 @@ Buffer CudaDevice::allocate(int64_t bytes, const std::string& what) const {
       cudaMallocFromPoolAsync(&data, static_cast<size_t>(taken), pool_, stream_.handle);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    require(bytes, what);
-    throw DeviceError(message(what, ": ", name_, " has no ", bytes, " bytes of memory left"));
+    throw DeviceError(message(what, ": needs ", bytes, " bytes on the GPU, ", name_, " has ",
+                              free_bytes(), " free"));
   }
   cuda_check(status, what.c_str());
   Buffer buffer(data, bytes, [device = shared_from_this()](void* freed) {
@@ -66,13 +82,14 @@ Buffer CudaDevice::allocate(int64_t bytes, const std::string& what) const {
   return buffer;
 }
 
-void CudaDevice::require(int64_t bytes, const std::string& what) const {
+int64_t CudaDevice::free_bytes() const {
   size_t free = 0, total = 0;
+  uint64_t reserved = 0, used = 0;
   cuda_check(cudaMemGetInfo(&free, &total), "free memory");
-  if (static_cast<uint64_t>(bytes) > free) {
-    throw DeviceError(message(what, ": needs ", bytes, " bytes on the GPU, ", name_, " has ", free,
-                              " free of ", total));
-  }
+  cuda_check(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &reserved),
+             "memory pool");
+  cuda_check(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemCurrent, &used), "memory pool");
+  return static_cast<int64_t>(free + reserved - used);
 }
 
 }  // namespace lola

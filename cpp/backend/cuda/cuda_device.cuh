@@ -3,11 +3,16 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/cuda/cuda_check.cuh"
+#include "backend/gpu_info.h"
 #include "base/buffer.h"
 
 namespace lola {
+
+// DeviceError where there is no driver or no GPU.
+std::vector<GpuInfo> list_gpus();
 
 // Everything of one backend goes through one stream, so that what is enqueued first is done first.
 class CudaDevice : public std::enable_shared_from_this<CudaDevice> {
@@ -24,8 +29,8 @@ class CudaDevice : public std::enable_shared_from_this<CudaDevice> {
 
   // Zero-filled, from the pool; goes back to it, in the order of the stream.
   Buffer allocate(int64_t bytes, const std::string& what) const;
-  // DeviceError where less is free.
-  void require(int64_t bytes, const std::string& what) const;
+  // What the pool could still give: what it holds unused, and what the GPU has free.
+  int64_t free_bytes() const;
 
  private:
   Stream stream_{};

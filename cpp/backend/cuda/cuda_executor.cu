@@ -9,6 +9,7 @@
 #include "backend/cuda/pass_inputs.cuh"
 #include "backend/cuda/softmax_attention.cuh"
 #include "backend/cuda/step_graphs.cuh"
+#include "backend/cuda/top_logits.cuh"
 
 namespace lola {
 namespace {
@@ -31,7 +32,7 @@ class CudaExecutor final : public Executor {
 
   ~CudaExecutor() override {
     cudaStreamSynchronize(device_->stream().handle);
-    if (choices_ != nullptr) cudaFreeHost(choices_);
+    if (found_ != nullptr) cudaFreeHost(found_);
     cudaEventDestroy(forked_);
     cudaEventDestroy(joined_);
     cudaStreamDestroy(beside_.handle);
@@ -59,7 +60,7 @@ class CudaExecutor final : public Executor {
   void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
     tasks_ = tasks;
     token_count_ = static_cast<int64_t>(tokens.size());
-    kept_ = 0;
+    top_.rows = 0;
     uploads_.turn();
     bool grown = false;
     inputs_.set(tasks, tokens, uploads_, grown);
@@ -71,6 +72,7 @@ class CudaExecutor final : public Executor {
     std::vector<int64_t> whole(key.begin(), key.end());
     const std::vector<int64_t> shape = inputs_.plan().shape();
     whole.insert(whole.end(), shape.begin(), shape.end());
+    whole.push_back(inputs_.best());
     graphs_.run(whole, [&](const Stream& stream) {
       stream_ = stream;
       copy_of_ = nullptr;
@@ -78,7 +80,8 @@ class CudaExecutor final : public Executor {
       stream_ = device_->stream();
     });
     stream_ = device_->stream();
-    kept_ = inputs_.kept_count();
+    top_.rows = inputs_.kept_count();
+    top_.best = best_found(inputs_.best(), top_.vocabulary);
   }
 
   void embed(const WeightMatrix& table, float* out) override {
@@ -160,21 +163,27 @@ class CudaExecutor final : public Executor {
   }
 
   void keep_logits(const float* logits, int64_t vocabulary) override {
-    const int64_t rows = inputs_.kept_count();
-    if (rows > choices_room_) make_room_for_choices(rows);
-    auto* choices = get<GreedyChoice>(device_choices_, rows);
-    lola::keep_logits(stream_, logits, rows, vocabulary, inputs_.kept(),
-                      get<float4>(greedy_parts_, greedy_parts(rows)), choices);
-    cuda_check(cudaMemcpyAsync(choices_, choices, static_cast<size_t>(rows) * sizeof(GreedyChoice),
-                               cudaMemcpyDeviceToHost, stream_.handle),
-               "choices");
-    kept_ = rows;
+    top_ = {inputs_.kept_count(), vocabulary, best_found(inputs_.best(), vocabulary)};
+    const int64_t bytes = top_.rows * top_.row_bytes();
+    if (bytes > found_room_) make_room_for_found(bytes);
+    auto* found = get<uint8_t>(device_found_, bytes);
+    lola::keep_logits(stream_, logits, top_, inputs_.kept(),
+                      get<uint8_t>(keep_scratch_, keep_scratch_bytes(top_)), found);
+    cuda_check(cudaMemcpyAsync(found_, found, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                               stream_.handle),
+               "best logits");
   }
 
-  std::span<const GreedyChoice> greedy_choices() override {
-    if (kept_ == 0) return {};
+  std::span<const TopLogits> top_logits() override {
+    top_rows_.clear();
+    if (top_.rows == 0) return {};
     cuda_check(cudaStreamSynchronize(stream_.handle), "pass");
-    return {choices_, static_cast<size_t>(kept_)};
+    for (int64_t i = 0; i < top_.rows; ++i) {
+      auto* row = reinterpret_cast<TopRow*>(found_ + i * top_.row_bytes());
+      top_rows_.push_back(
+          {top_.vocabulary, row->total, {row->candidates(), static_cast<size_t>(row->count)}});
+    }
+    return top_rows_;
   }
 
  private:
@@ -284,18 +293,17 @@ class CudaExecutor final : public Executor {
     cuda_check(cudaStreamWaitEvent(stream_.handle, joined_, 0), "event");
   }
 
-  void make_room_for_choices(int64_t rows) {
-    if (choices_ != nullptr) {
+  void make_room_for_found(int64_t bytes) {
+    if (found_ != nullptr) {
       cuda_check(cudaStreamSynchronize(device_->stream().handle), "pass");
-      cudaFreeHost(choices_);
+      cudaFreeHost(found_);
     }
-    choices_ = nullptr;
-    choices_room_ = 0;
+    found_ = nullptr;
+    found_room_ = 0;
     void* memory = nullptr;
-    cuda_check(cudaMallocHost(&memory, static_cast<size_t>(rows) * sizeof(GreedyChoice)),
-               "pinned memory");
-    choices_ = static_cast<GreedyChoice*>(memory);
-    choices_room_ = rows;
+    cuda_check(cudaMallocHost(&memory, static_cast<size_t>(bytes)), "pinned memory");
+    found_ = static_cast<uint8_t*>(memory);
+    found_room_ = bytes;
     graphs_.clear();
   }
 
@@ -316,14 +324,15 @@ class CudaExecutor final : public Executor {
   DeviceScratch gemm_partials_{*device_};
   DeviceScratch softmax_partials_{*device_};
   DeviceScratch boundary_scratch_{*device_};
-  DeviceScratch greedy_parts_{*device_};
-  DeviceScratch device_choices_{*device_};
+  DeviceScratch keep_scratch_{*device_};
+  DeviceScratch device_found_{*device_};
   const float* copy_of_ = nullptr;
   bool is_rounded_ = false;
   ProductCopy copy_{};
-  GreedyChoice* choices_ = nullptr;  // pinned
-  int64_t choices_room_ = 0;
-  int64_t kept_ = 0;
+  TopShape top_{};            // of the latest keep_logits()
+  uint8_t* found_ = nullptr;  // its rows, pinned
+  int64_t found_room_ = 0;
+  std::vector<TopLogits> top_rows_;
 };
 
 }  // namespace

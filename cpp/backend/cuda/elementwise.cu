@@ -5,7 +5,6 @@ namespace lola {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kGreedyParts = 32;
 
 __device__ inline __half scaled_half(float x) { return __float2half_rn(x * kActivationScale); }
 
@@ -114,67 +113,6 @@ __global__ void silu_kernel(float* gate, const float* up, int width,
   put_copy(copy, row, i, width, value);
 }
 
-// What is known of some logits: the largest, its first place (its bits as a float), the sum of
-// exp(l - largest), and 0 unless one is not a number or infinite.
-__device__ inline float4 joined(const float4& a, const float4& b) {
-  const bool a_wins = a.x > b.x || (a.x == b.x && __float_as_int(a.y) < __float_as_int(b.y));
-  const float4& best = a_wins ? a : b;
-  const float4& other = a_wins ? b : a;
-  const float rescaled = other.z == 0.0f ? 0.0f : other.z * expf(other.x - best.x);
-  return {best.x, best.y, best.z + rescaled, a.w + b.w};
-}
-
-__device__ inline float4 joined_over_warp(float4 value) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float4 other = {
-        __shfl_xor_sync(~0u, value.x, offset), __shfl_xor_sync(~0u, value.y, offset),
-        __shfl_xor_sync(~0u, value.z, offset), __shfl_xor_sync(~0u, value.w, offset)};
-    value = joined(value, other);
-  }
-  return value;
-}
-
-constexpr float kMinusInfinity = -INFINITY;
-
-__global__ void keep_kernel(const float* logits, int vocabulary, float* const* destinations,
-                            float4* parts) {
-  wait_for_previous_kernel();
-  const int64_t row = blockIdx.y;
-  const float* in = logits + row * vocabulary;
-  float* out = destinations[row];
-  const int range = (vocabulary + kGreedyParts - 1) / kGreedyParts;
-  const int begin = blockIdx.x * range, end = min(vocabulary, begin + range);
-  float4 known = {kMinusInfinity, __int_as_float(0x7FFFFFFF), 0.0f, 0.0f};
-  for (int i = begin + threadIdx.x; i < end; i += kThreads) {
-    const float logit = in[i];
-    out[i] = logit;
-    if (!(logit < INFINITY)) known.w += 1.0f;
-    if (logit > known.x) {
-      known.z = known.z * expf(known.x - logit) + 1.0f;
-      known.x = logit;
-      known.y = __int_as_float(i);
-    } else if (logit > kMinusInfinity) {
-      known.z += expf(logit - known.x);
-    }
-  }
-  __shared__ float4 warps[kThreads / 32];
-  known = joined_over_warp(known);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = known;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 1; i < kThreads / 32; ++i) known = joined(known, warps[i]);
-  parts[row * kGreedyParts + blockIdx.x] = known;
-}
-
-__global__ void choose_kernel(const float4* parts, GreedyChoice* choices) {
-  wait_for_previous_kernel();
-  const float4 known = joined_over_warp(parts[blockIdx.x * kGreedyParts + threadIdx.x]);
-  const bool sound = known.w == 0.0f && known.x > kMinusInfinity;
-  if (threadIdx.x == 0) {
-    choices[blockIdx.x] = {sound ? __float_as_int(known.y) : -1, -logf(known.z)};
-  }
-}
-
 }  // namespace
 
 void rms_norm(const Stream& stream, const float* x, int64_t rows, int64_t dim, const float* weight,
@@ -201,15 +139,6 @@ void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows,
                const ProductCopy& copy) {
   launch(stream, silu_kernel, grid_of(rows, ceil_div(copy.stride, kThreads)), kThreads, 0, gate, up,
          static_cast<int>(width), copy);
-}
-
-int64_t greedy_parts(int64_t rows) { return rows * kGreedyParts; }
-
-void keep_logits(const Stream& stream, const float* logits, int64_t rows, int64_t vocabulary,
-                 float* const* destinations, float4* parts, GreedyChoice* choices) {
-  launch(stream, keep_kernel, grid_of(kGreedyParts, rows), kThreads, 0, logits,
-         static_cast<int>(vocabulary), destinations, parts);
-  launch(stream, choose_kernel, grid_of(rows), 32, 0, parts, choices);
 }
 
 }  // namespace lola

@@ -1,4 +1,4 @@
-// Norms, rotations and gates over rows of activations, and what is read off the logits.
+// Norms, rotations and gates over rows of activations.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -29,11 +29,5 @@ void rope(const Stream& stream, const RopeRows& rows);
 // gate = silu(gate) * up, [rows, width]
 void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows, int64_t width,
                const ProductCopy& copy);
-
-// Copies row i of logits [rows, vocabulary] to destinations[i], and finds the greedy choice of
-// each. parts: scratch of greedy_parts(rows).
-void keep_logits(const Stream& stream, const float* logits, int64_t rows, int64_t vocabulary,
-                 float* const* destinations, float4* parts, GreedyChoice* choices);
-int64_t greedy_parts(int64_t rows);
 
 }  // namespace lola

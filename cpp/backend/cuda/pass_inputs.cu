@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "backend/cuda/pass_inputs.cuh"
@@ -51,9 +52,14 @@ void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> t
                      UploadBuffers& uploads, bool& grown) {
   plan_ = plan_pass(tasks);
   std::vector<float*> kept;
+  best_ = 1;
   for (const PassTask& task : tasks) {
-    if (task.logits != nullptr) kept.push_back(task.logits);
+    if (task.logits == nullptr) continue;
+    kept.push_back(task.logits);
+    best_ = std::max(best_, task.best);
   }
+  // Few different numbers, so that passes seldom differ in nothing else.
+  best_ = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::min(best_, kMostBest))));
   kept_count_ = static_cast<int64_t>(kept.size());
   std::vector<uint8_t> bytes;
   const auto add = [&bytes](const void* data, size_t size) {

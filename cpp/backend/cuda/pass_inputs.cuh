@@ -48,6 +48,7 @@ class PassInputs {
   const int32_t* tokens() const { return tokens_; }
   float* const* kept() const { return kept_; }  // logits of the tasks that keep them
   int64_t kept_count() const { return kept_count_; }
+  int64_t best() const { return best_; }  // of their logits, the most that one asks for
   PieceSpan pieces(const PlanGroup::Round& round) const {
     return {pieces_ + round.first_piece, static_cast<int>(round.pieces), round.most_tokens};
   }
@@ -66,6 +67,7 @@ class PassInputs {
   const DeviceBoundary* boundaries_ = nullptr;
   float* const* kept_ = nullptr;
   int64_t kept_count_ = 0;
+  int64_t best_ = 1;
 };
 
 }  // namespace lola

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+import shutil
 import sys
 import time
 from importlib import metadata, util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import _core
@@ -36,6 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"lola_cpp {_core.__version__}, compiled by {_core.compiler}")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     working = _check_processor() and _check_model()
+    _show_gpus()
     for name, (purpose, extra) in _OPTIONAL.items():
         if util.find_spec(name) is None:
             print(f"[missing] {name}, for {purpose}: pip install 'lola-cpp[{extra}]'")
@@ -73,6 +77,33 @@ def _check_model() -> bool:
     print(f"[ok] device {model.info.backend} ({os.cpu_count()} logical processors)")
     print(f"[ok] the embedded model read a prompt and wrote {count} tokens in {seconds:.2f} s")
     return True
+
+
+def _show_gpus() -> None:
+    try:
+        gpus = _core.testing.gpus()
+    except _core.UnsupportedError as error:
+        nvcc = shutil.which("nvcc") or "not found: install NVIDIA's CUDA toolkit first"
+        print(f"[missing] {error}\n          nvcc: {nvcc}; driver: {_driver()}")
+        return
+    except _core.DeviceError as error:
+        print(f"[missing] {error}; driver: {_driver()}")
+        return
+    for name, (major, minor), free, total in gpus:
+        state = "ok" if major >= 8 else "too old"
+        print(
+            f"[{state}] device cuda: {name}, compute capability {major}.{minor}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free; driver: {_driver()}"
+        )
+
+
+def _driver() -> str:
+    """The version of NVIDIA's kernel driver."""
+    try:
+        found = re.search(r"\d+\.[\d.]+", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        found = None
+    return found.group() if found else "not found"
 
 
 def _version(name: str) -> str:

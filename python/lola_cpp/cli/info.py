@@ -25,7 +25,9 @@ def _run(options: argparse.Namespace) -> int:
     info, defaults = model.info, {**model.session_defaults, **session_options(options)}
     print(f"{info.name or model.path}: {info.architecture}, {info.layers} layers of width {info.dim}")
     print(f"  heads {info.heads} query / {info.kv_heads} kv of {info.head_dim}, vocabulary {info.vocabulary:,}")
-    print(f"  weights {megabytes(info.weight_bytes)}; {info.backend}")
+    speed = info.weight_bytes / model.load_seconds / 1e9
+    print(f"  weights {megabytes(info.weight_bytes)}, loaded in {model.load_seconds:.2f} s ({speed:.1f} GB/s)")
+    print(f"  {info.backend}")
     if info.has_lola:
         print(
             f"  LoLA on {info.layers - info.softmax_layers} of {info.layers} layers: window {defaults['window_size']}, "

@@ -26,10 +26,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-a", "--adapter", type=Path, help="a LoLA adapter for it")
     group.add_argument("-t", "--threads", type=int, help="default: the physical cores")
     add_device_option(group)
+    group.add_argument(
+        "--gpu-layers",
+        type=_layer_count,
+        metavar="N",
+        help="layers on the GPU, the others on the CPU; auto: as many as fit; default: all",
+    )
 
 
 def add_device_option(group: argparse._ActionsContainer) -> None:
     group.add_argument("-d", "--device", default="cpu", help="cpu or cuda")
+
+
+def _layer_count(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +67,13 @@ def text_of(options: argparse.Namespace) -> str:
 
 
 def load_model(options: argparse.Namespace) -> Model:
+    """Loads behind a progress bar."""
+    where = {"threads": options.threads, "device": options.device, "gpu_layers": options.gpu_layers}
     if options.model is None:
-        return Model.default(threads=options.threads, device=options.device)
-    return Model(options.model, options.adapter, threads=options.threads, device=options.device)
+        return Model.default(**where)
+    size = options.model.stat().st_size if options.model.is_file() else 0
+    with tqdm(total=size, desc="loading", unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:
+        return Model(options.model, options.adapter, progress=lambda done: bar.update(done - bar.n) and None, **where)
 
 
 def session_options(options: argparse.Namespace) -> SessionOptions:

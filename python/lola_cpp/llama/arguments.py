@@ -12,7 +12,6 @@ RANDOM_SEED = 0xFFFFFFFF
 
 # Of the constructor: name -> default. None of them changes what is computed here.
 LOADING: dict[str, Any] = {
-    "n_gpu_layers": 0,
     "split_mode": 1,
     "main_gpu": 0,
     "tensor_split": None,
@@ -95,5 +94,6 @@ def check_sampling(given: Mapping[str, Any]) -> None:
             warn_no_effect(name, value)
 
 
-def warn_no_effect(name: str, value: Any) -> None:
-    warnings.warn(f"Llama: {name} = {value!r} has no effect in lola_cpp", UserWarning, stacklevel=4)
+def warn_no_effect(name: str, value: Any, why: str = "") -> None:
+    reason = f" ({why})" if why else ""
+    warnings.warn(f"Llama: {name} = {value!r} has no effect in lola_cpp{reason}", UserWarning, stacklevel=4)

@@ -24,6 +24,7 @@ from .choice import Choice
 from .completion import Completion, Step
 from .helpers import LlamaGrammar, LlamaState
 from .hub import download
+from .loading import load
 
 _REWIND_COPIES = 8  # of the memories, so that a prompt that shares a beginning is not read again
 
@@ -34,6 +35,7 @@ class Llama:
     model_path   a GGUF file
     adapter      a LoLA adapter for it (`lora_path` is taken as one too); none: softmax attention, n_ctx tokens
     n_ctx        tokens that softmax layers hold, 0: as many as the model was trained for; LoLA layers have no limit
+    n_gpu_layers  of the last layers, how many run on the GPU; -1: all. Without the CUDA part a warning, and the CPU
     n_threads    None: the physical cores
     chat_format  a named template; None: the model's own
     session      further options of the session, see SessionOptions
@@ -46,6 +48,7 @@ class Llama:
         model_path: PathLike,
         *,
         n_ctx: int = 512,
+        n_gpu_layers: int = 0,
         seed: int = arguments.RANDOM_SEED,
         n_threads: int | None = None,
         last_n_tokens_size: int = 64,
@@ -62,7 +65,7 @@ class Llama:
         self.verbose = verbose
         self.chat_format = chat_format
         self.last_n_tokens_size = last_n_tokens_size
-        self._model: Model | None = Model(model_path, adapter or lora_path, threads=n_threads)
+        self._model: Model | None = load(model_path, adapter or lora_path, n_threads, n_gpu_layers)
         options = {"context_length": n_ctx or self._model.info.training_context, **(session or {})}
         self._n_ctx: int = options["context_length"]
         self._bounded = self._model.info.softmax_layers > 0
