@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lola_cpp import Batch, DeviceError, Model, UnsupportedError
+from lola_cpp import Batch, DeviceError, Model, Sampler, UnsupportedError, _core
 from lola_cpp.recall import passkey_prompt
 from reference import tiny_gguf
 from reference.device import why_missing
@@ -138,6 +139,124 @@ def test_the_default_model_writes_the_same_text_and_finds_the_pass_key(tmp_path:
 
 @needs_gpu
 def test_a_session_that_does_not_fit_names_the_bytes(tmp_path: Path) -> None:
-    gpu = models(tmp_path, TinyAdapter(softmax_layers=(0, 1)))[1]
+    gpu = models(tmp_path, TinyAdapter())[1]
+    taken = []
     with pytest.raises(DeviceError, match=r"session: needs \d+ bytes on the GPU, .* free"):
-        gpu.session(context_length=2**31)
+        for _ in range(9):
+            taken.append(gpu.session(sparse_size=2**23, sparse_scope="head", pair_type="f32"))
+
+
+@needs_gpu
+@pytest.mark.parametrize("pair_type", ["f32", "f16", "q8_0"])
+def test_kv_caches_of_several_pages_give_what_the_cpu_gives(tmp_path: Path, pair_type: str) -> None:
+    cpu, gpu = models(tmp_path, TinyAdapter(policy="first", softmax_layers=(0, 1)))
+    sessions = [model.session(pair_type=pair_type) for model in (cpu, gpu)]
+    sizes = []
+    for part in ([*tokens(250)], *([t] for t in tokens(12, seed=1)), tokens(1500, seed=2), [5]):
+        for session in sessions:
+            session.append(part)
+        sizes.append(sessions[1].memory_bytes)
+        assert error(sessions[1].logits, sessions[0].logits) < (5e-3 if pair_type == "q8_0" else ROUNDING)
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+    branches = [session.fork() for session in sessions]
+    for session in sessions:
+        session.append(tokens(40, seed=3))
+    for session in branches:
+        session.append(tokens(200, seed=4))
+    for pair in (sessions, branches):
+        assert error(pair[1].logits, pair[0].logits) < (5e-3 if pair_type == "q8_0" else ROUNDING)
+
+
+@needs_gpu
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_a_model_split_between_cpu_and_gpu_gives_what_the_cpu_gives(tmp_path: Path, layers: int) -> None:
+    cpu, _ = models(tmp_path, TinyAdapter(policy="first", softmax_layers=(1,)))
+    split = Model(tmp_path / "m.gguf", tmp_path / "a.gguf", device="cuda", gpu_layers=layers)
+    assert ("cuda" in split.info.backend) == (layers > 0)
+    sessions = [model.session() for model in (cpu, split)]
+    for session in sessions:
+        session.append(tokens(LONG))
+        for token in tokens(20, seed=1):
+            session.append([token])
+    assert error(sessions[1].logits, sessions[0].logits) < ROUNDING
+    sessions[1].save(tmp_path / "state.gguf")
+    for model in models(tmp_path, TinyAdapter(policy="first", softmax_layers=(1,))):
+        moved, reference = model.load_session(tmp_path / "state.gguf"), sessions[1].fork()
+        for session in (moved, reference):
+            session.append(tokens(30, seed=5))
+        assert error(moved.logits, reference.logits) < ROUNDING
+
+
+@needs_gpu
+def test_auto_puts_all_layers_of_a_small_model_on_the_gpu(tmp_path: Path) -> None:
+    models(tmp_path, TinyAdapter())
+    auto = Model(tmp_path / "m.gguf", tmp_path / "a.gguf", device="cuda", gpu_layers="auto")
+    assert auto.info.backend.startswith("cuda, ")
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.2},
+    {"temperature": 1.0, "top_k": 40},
+    {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.5, "min_p": 0.1, "presence_penalty": 0.3},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_k": 900},
+]
+
+
+@needs_gpu
+@pytest.mark.parametrize("options", SAMPLING, ids=str)
+def test_tokens_sampled_from_the_best_logits_are_those_sampled_from_all(options: dict[str, Any]) -> None:
+    model = Model.default(device="cuda")
+    session = model.session()
+    session.append("def add(first, second):\n")
+    mine, full = (Sampler(seed=5, **options) for _ in range(2))
+    for step in range(60):
+        logits = session.logits
+        wanted = full.sample(logits, step % 3)
+        found = session.sample(mine, top_logprobs=step % 3)
+        assert found[0] == wanted[0]
+        assert found[1] == pytest.approx(wanted[1], abs=1e-5)
+        assert [token for token, _ in found[2]] == [token for token, _ in wanted[2]]
+        assert mine.save() == full.save()
+        session.append([found[0]])
+
+
+@needs_gpu
+def test_spilled_sessions_leave_their_memory_to_others(tmp_path: Path) -> None:
+    gpu = models(tmp_path, TinyAdapter(policy="first", softmax_layers=(1,)))[1]
+    sessions = [gpu.session(sparse_size=4096) for _ in range(20)]
+    for i, session in enumerate(sessions):
+        session.append(tokens(300, seed=i))
+    wanted = [session.logits for session in sessions]
+    before = gpu._core.free_bytes[0]
+    for session in sessions:
+        session.spill()
+    freed = gpu._core.free_bytes[0] - before
+    assert freed >= 0.9 * sum(session.memory_bytes for session in sessions)
+    for session, logits in zip(sessions, wanted, strict=True):
+        np.testing.assert_array_equal(session.logits, logits)
+        other = session.fork()
+        for each in (session, other):
+            each.append(tokens(20, seed=9))
+        np.testing.assert_array_equal(session.logits, other.logits)
+
+
+@needs_gpu
+def test_closed_sessions_give_their_memory_back(tmp_path: Path) -> None:
+    gpu = models(tmp_path, TinyAdapter(policy="first", softmax_layers=(1,)))[1]
+    for i in range(200):
+        session = gpu.session()
+        session.append(tokens(10))
+        if i == 0:
+            del session
+            after_first = gpu._core.free_bytes[0]
+    del session
+    assert gpu._core.free_bytes[0] >= after_first - (1 << 20)
+
+
+@needs_gpu
+def test_the_gpu_is_listed() -> None:
+    name, capability, free, total = _core.testing.gpus()[0]
+    assert name and capability >= (8, 0) and 0 < free <= total

@@ -28,6 +28,7 @@ ADAPTERS = {
     "hybrid": TinyAdapter(feature_dim=8, softmax_layers=(0,)),
 }
 BOS, EOS = 0, 1
+KV_PAGE = 256  # tokens
 FIRST_BYTE = 2  # the token of the first of the 256 stand-ins for bytes
 SAMPLING = {"temperature": 3.0, "top_p": 0.99, "repetition_penalty": 1.2, "seed": 7}
 
@@ -140,23 +141,25 @@ def test_a_text_begins_with_the_begin_of_text_token_only_at_position_0(lola: Mod
 # --- Memory ---
 
 
-def test_the_bytes_of_a_session_are_known_before_and_stay_the_same(model: Model) -> None:
-    options = {"window_size": 32, "chunk_size": 8, "sparse_size": 5, "context_length": 128, "pair_type": "q8_0"}
-    wanted = model.session_bytes(**options)
-    session = model.session(**options)
-    for size in (1, 50, 60):
-        assert session.memory_bytes == wanted
+def test_the_bytes_of_a_session_are_known_before_and_only_kv_caches_grow_a_page_at_a_time(model: Model) -> None:
+    options = {"window_size": 32, "chunk_size": 8, "sparse_size": 5, "pair_type": "q8_0"}
+    wanted = [model.session_bytes(context_length=size, **options) for size in (1, KV_PAGE, KV_PAGE + 1, 3 * KV_PAGE)]
+    session = model.session(context_length=3 * KV_PAGE, **options)
+    empty, found = session.memory_bytes, []
+    for size in (1, KV_PAGE - 1, 1, 2 * KV_PAGE - 1):
         session.append(random_tokens(size))
-    assert session.memory_bytes == wanted
+        found.append(session.memory_bytes)
+    assert found == wanted
+    assert (empty == wanted[0] == wanted[-1]) == (model.info.softmax_layers == 0)
 
 
 def test_only_softmax_layers_take_more_bytes_for_a_longer_context(models: dict[str, Model]) -> None:
-    bytes_of = {kind: [m.session_bytes(context_length=n) for n in (64, 128)] for kind, m in models.items()}
+    bytes_of = {kind: [m.session_bytes(context_length=n * KV_PAGE) for n in (1, 3)] for kind, m in models.items()}
     pair_bytes = 2 * CONFIG.kv_heads * CONFIG.head_dim * 2  # key and value in f16
     assert {kind: b - a for kind, (a, b) in bytes_of.items()} == {
         "lola": 0,
-        "softmax": 2 * 64 * pair_bytes,
-        "hybrid": 64 * pair_bytes,
+        "softmax": 2 * 2 * KV_PAGE * pair_bytes,
+        "hybrid": 2 * KV_PAGE * pair_bytes,
     }
 
 

@@ -83,7 +83,7 @@ def test_copies_for_rewinding_are_spilled_with_their_session(model: Model) -> No
 
 
 def test_a_pool_keeps_no_more_than_its_share_on_the_device(model: Model, tmp_path: Path) -> None:
-    size = model.session_bytes()
+    size = model.session_bytes(context_length=256)  # of the sessions, which see fewer tokens: one page
     alone = {name: model.session() for name in "abcde"}
     pool = SessionPool(model, tmp_path, memory_bytes=4 * size, device_bytes=2 * size)
     for turn in range(3):

@@ -37,8 +37,8 @@ struct LolaTask {
 };
 
 struct SoftmaxTask {
-  const KvCacheLayout* layout;
-  uint8_t* memory;
+  const KvPageLayout* layout;
+  KvPages pages;
   int64_t position;
   int64_t row;
   int64_t tokens;
@@ -47,8 +47,8 @@ struct SoftmaxTask {
 // One session's share of a pass: rows [row, row + tokens) of the activations.
 struct PassTask {
   const LolaConfig* config;
-  int64_t kv_capacity;  // tokens that the KV caches of its softmax layers hold; 0 where it has none
-  uint8_t* memory;      // of all its layers
+  uint8_t* memory;        // of all its LoLA layers
+  uint8_t* const* pages;  // of all its softmax layers
   int64_t position;
   int64_t row;
   int64_t tokens;

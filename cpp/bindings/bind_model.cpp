@@ -116,6 +116,15 @@ py::dict model_info(const Model& model) {
   return result;
 }
 
+// Of the backend of each stage.
+std::vector<int64_t> free_bytes(const Model& model) {
+  std::vector<int64_t> bytes;
+  for (size_t i = 0; i < model.stages().size(); ++i) {
+    bytes.push_back(model.stages()[i].backend->free_bytes());
+  }
+  return bytes;
+}
+
 Progress python_progress(const py::object& callback) {
   return [callback](int64_t done) {
     py::gil_scoped_acquire gil;
@@ -244,7 +253,7 @@ void bind_session(py::module_& module) {
            py::arg("model"), py::arg("options"))
       .def_property_readonly("position", &Session::position)
       .def_property_readonly("attention_seconds", &Session::attention_seconds)
-      .def_property_readonly("memory_bytes", [](const Session& s) { return s.layout().bytes(); })
+      .def_property_readonly("memory_bytes", &Session::memory_bytes)
       .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
       .def_property_readonly("logits", &logits_array)
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
@@ -265,6 +274,7 @@ void bind_model(py::module_& module) {
       .def(py::init(&load_model), py::arg("path"), py::arg("adapter"), py::arg("device"),
            py::arg("threads"), py::arg("gpu_layers") = py::none(), py::arg("progress") = py::none())
       .def_property_readonly("info", &model_info)
+      .def_property_readonly("free_bytes", &free_bytes)
       .def_property_readonly(
           "file", [](const Model& m) { return std::const_pointer_cast<GgufFile>(m.file()); })
       .def_property_readonly(
@@ -275,7 +285,8 @@ void bind_model(py::module_& module) {
       .def(
           "session_bytes",
           [](const Model& m, const py::dict& options) {
-            return SessionLayout(m, session_config(m, options)).bytes();
+            const SessionConfig config = session_config(m, options);
+            return SessionLayout(m, config).bytes(config.context_length);
           },
           py::arg("options"))
       .def("load_session", &load_session, py::arg("path"));

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -139,24 +140,26 @@ class TestLolaLayer {
 };
 
 class TestSoftmaxLayer {
+  static constexpr int64_t kLayerOffset = 64;  // as if another layer stood before it
+
  public:
-  TestSoftmaxLayer(const std::string& isa, const AttentionShape& shape, PairType pair_type,
-                   int64_t capacity)
-      : kernels_(kernels_by_name(isa.c_str())),
-        shape_(shape),
-        layout_(shape, pair_type, capacity),
-        arena_(layout_.bytes()) {}
+  TestSoftmaxLayer(const std::string& isa, const AttentionShape& shape, PairType pair_type)
+      : kernels_(kernels_by_name(isa.c_str())), shape_(shape), layout_(shape, pair_type) {}
 
   // ranges: how many parts the cache is read in; 0 reads it in one pass.
   FloatArray advance(const FloatArray& q, const FloatArray& k, const FloatArray& v,
                      int64_t ranges) {
     const QkvRows rows = rows_of(shape_, q, k, v);
     const int64_t tokens = q.shape(0);
-    if (position_ + tokens > layout_.capacity()) throw UsageError("more tokens than the capacity");
+    while (std::ssize(pages_) * kKvPageTokens < position_ + tokens) {
+      arenas_.emplace_back(kLayerOffset + layout_.bytes());
+      pages_.push_back(arenas_.back().data());
+    }
     FloatArray out({tokens, shape_.heads, shape_.head_dim});
     const int64_t stride = shape_.heads * shape_.head_dim;
     for (int64_t kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) {
-      const SoftmaxHead head{kernels_, shape_, layout_, arena_.data(), kv_head, scratch_};
+      const SoftmaxHead head{kernels_, shape_,  layout_, {pages_.data(), kLayerOffset},
+                             kv_head,  scratch_};
       append_to_cache(head, rows, tokens, position_);
       if (ranges == 0) {
         softmax_attend(head, rows.q, rows.q_stride, tokens, position_, out.mutable_data(), stride);
@@ -168,8 +171,14 @@ class TestSoftmaxLayer {
     return out;
   }
 
-  py::dict sections() {
-    return read_sections(kernels_, layout_.pair_type(), layout_.sections(), arena_.data());
+  // Of each page.
+  std::vector<py::dict> sections() {
+    std::vector<py::dict> pages;
+    for (uint8_t* page : pages_) {
+      pages.push_back(
+          read_sections(kernels_, layout_.pair_type(), layout_.sections(), page + kLayerOffset));
+    }
+    return pages;
   }
 
  private:
@@ -191,8 +200,9 @@ class TestSoftmaxLayer {
 
   const Kernels& kernels_;
   AttentionShape shape_;
-  KvCacheLayout layout_;
-  Arena arena_;
+  KvPageLayout layout_;
+  std::deque<Arena> arenas_;
+  std::vector<uint8_t*> pages_;
   LolaScratch scratch_;
   int64_t position_ = 0;
 };
@@ -258,12 +268,12 @@ void bind_testing_lola(py::module_& testing) {
 
   py::class_<TestSoftmaxLayer>(testing, "SoftmaxLayer")
       .def(py::init([](const std::string& isa, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                       const std::string& pair_type, int64_t capacity) {
+                       const std::string& pair_type) {
              return new TestSoftmaxLayer(isa, {heads, kv_heads, head_dim, 0},
-                                         find_pair_type(pair_type), capacity);
+                                         find_pair_type(pair_type));
            }),
            py::kw_only(), py::arg("isa"), py::arg("heads"), py::arg("kv_heads"),
-           py::arg("head_dim"), py::arg("pair_type"), py::arg("capacity"))
+           py::arg("head_dim"), py::arg("pair_type"))
       .def("advance", &TestSoftmaxLayer::advance, py::arg("q"), py::arg("k"), py::arg("v"),
            py::arg("ranges") = 0)
       .def("sections", &TestSoftmaxLayer::sections);

@@ -14,14 +14,14 @@ namespace lola {
 struct SoftmaxHead {
   const Kernels& kernels;
   const AttentionShape& shape;
-  const KvCacheLayout& layout;
-  uint8_t* memory;  // the layer's, layout.bytes()
-  int64_t index;    // which kv head
+  const KvPageLayout& layout;
+  KvPages pages;
+  int64_t index;  // which kv head
   LolaScratch& scratch;
 };
 
-// The pairs of new tokens enter the cache, rounded to its type. position + tokens <= capacity, the
-// caller's duty.
+// The pairs of new tokens enter the cache, rounded to its type. The pages for
+// them are there, the caller's duty.
 void append_to_cache(const SoftmaxHead& head, const QkvRows& rows, int64_t tokens,
                      int64_t position);
 

@@ -23,9 +23,10 @@ class Inspection {
         memory_(static_cast<size_t>(layout_.bytes())) {
     const AttentionLayer& attention =
         session.model_->attention().layers[static_cast<size_t>(layer)];
-    const MemoryRange range = session.layout_.used(layer, position_).front();
-    session.memory_.read(range, memory_.data(), *workspaces_);
-    Executor& executor = (*workspaces_)[range.stage].executor();
+    const size_t stage = session.model_->stages().of_layer(layer);
+    session.memory_.read({stage, kNoPage, session.layout_.offset(layer), layout_.bytes()},
+                         memory_.data(), *workspaces_);
+    Executor& executor = (*workspaces_)[stage].executor();
     key_map_ = host_copy(attention.key_map, executor);
     kappa_ = host_copy(attention.kappa, executor);
     layer_ = *attention.lola;

@@ -27,7 +27,10 @@ Pass::Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> 
   int64_t logit_rows = 0;
   bool scores = false;
   for (const Segment& segment : segments_) {
-    segment.session->restore(workspaces_);
+    Session& session = *segment.session;
+    session.restore(workspaces_);
+    session.memory_.grow(session.position_ + static_cast<int64_t>(segment.tokens.size()),
+                         workspaces_);
     rows_ += static_cast<int64_t>(segment.tokens.size());
     logit_rows += segment.keep_logits ? 1 : 0;
     scores = scores || segment.logprobs != nullptr;
@@ -96,10 +99,10 @@ void Pass::enter(size_t stage) {
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
     const auto tokens = static_cast<int64_t>(segment.tokens.size());
-    tasks_.push_back(
-        {&session.config_.lola, session.layout_.has_kv() ? session.layout_.kv().capacity() : 0,
-         session.memory_.stage(stage), session.position_, row, tokens,
-         last && segment.keep_logits ? session.memory_.logits() : nullptr, session.best_wanted_});
+    tasks_.push_back({&session.config_.lola, session.memory_.fixed(stage),
+                      session.memory_.pages(stage), session.position_, row, tokens,
+                      last && segment.keep_logits ? session.memory_.logits() : nullptr,
+                      session.best_wanted_});
     row += tokens;
   }
   executor_->begin_pass(tasks_, tokens_);
@@ -138,12 +141,16 @@ void Pass::attend(int64_t layer) {
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
     const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
-    uint8_t* memory = session.memory_.stage(stage_) + session.layout_.offset(layer);
+    const int64_t offset = session.layout_.offset(layer);
     if (attention.lola) {
-      lola.push_back(
-          {&session.config_.lola, &session.layout_.lola(), memory, session.position_, row, tokens});
+      lola.push_back({&session.config_.lola, &session.layout_.lola(),
+                      session.memory_.fixed(stage_) + offset, session.position_, row, tokens});
     } else {
-      softmax.push_back({&session.layout_.kv(), memory, session.position_, row, tokens});
+      softmax.push_back({&session.layout_.kv(),
+                         {session.memory_.pages(stage_), offset},
+                         session.position_,
+                         row,
+                         tokens});
     }
     row += tokens;
   }

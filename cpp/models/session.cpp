@@ -58,9 +58,7 @@ std::unique_ptr<Session> Session::fork() const {
   const auto lock = use();
   auto copy = std::make_unique<Session>(model_, config_);
   const auto workspaces = model_->borrow_workspaces();
-  for (const MemoryRange& range : layout_.used(position_)) {
-    copy->memory_.copy(range, memory_, *workspaces);
-  }
+  copy->memory_.fork(memory_, position_, *workspaces);
   copy->position_ = position_;
   copy->has_logits_ = has_logits_;
   copy->logits_total_ = logits_total_;
@@ -82,12 +80,12 @@ void Session::spill() {
   if (spilled()) return;
   const auto workspaces = model_->borrow_workspaces();
   logits(workspaces->back().executor());  // stay in host memory
-  memory_.spill(layout_.used(position_), *workspaces);
+  memory_.spill(position_, *workspaces);
 }
 
 void Session::restore(Workspaces& workspaces) {
   if (!spilled()) return;
-  memory_.restore(layout_.used(position_), workspaces);
+  memory_.restore(workspaces);
   if (has_logits_) {
     workspaces.back().executor().upload(memory_.logits(), host_logits_.data(), logits_bytes());
   }

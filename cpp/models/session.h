@@ -21,6 +21,7 @@ class Session {
   const SessionConfig& config() const { return config_; }
   const SessionLayout& layout() const { return layout_; }
   int64_t position() const { return position_; }  // tokens seen
+  int64_t memory_bytes() const { return layout_.bytes(memory_.pages() * kKvPageTokens); }
   // Time that the passes of this session spent in attention, memories included: for benchmarks. On
   // the CPU all of it; a GPU runs behind the host.
   double attention_seconds() const { return attention_seconds_; }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
+#include <memory>
 #include <vector>
 
 #include "base/buffer.h"
@@ -11,35 +11,71 @@
 
 namespace lola {
 
+// All of a session's memory in host memory; as long as nothing is written, zero and not resident.
+class HostImage {
+ public:
+  HostImage(const SessionLayout& layout, int64_t tokens);
+
+  uint8_t* at(const MemoryRange& range) const;
+  int64_t pages() const { return static_cast<int64_t>(stages_.front().pages.size()); }
+
+ private:
+  struct Stage {
+    Buffer fixed;
+    std::vector<Buffer> pages;
+  };
+
+  std::vector<Stage> stages_;
+};
+
 class SessionMemory {
  public:
-  // DeviceError where a backend has no room.
+  // The part that does not grow. DeviceError where a backend has no room.
   SessionMemory(const Model& model, const SessionLayout& layout);
 
   // Backend memory; not while spilled.
-  uint8_t* stage(size_t index) const { return stages_[index].as<uint8_t>(); }
+  uint8_t* fixed(size_t stage) const { return stages_[stage].fixed.as<uint8_t>(); }
+  uint8_t* const* pages(size_t stage) const { return stages_[stage].table.as<uint8_t*>(); }
   float* logits() const { return logits_.as<float>(); }
 
-  bool spilled() const { return !host_.empty(); }
-  // `used` is what has to be kept; the rest is zero afterwards. The logits are the caller's to
-  // keep.
-  void spill(std::span<const MemoryRange> used, Workspaces& workspaces);
-  void restore(std::span<const MemoryRange> used, Workspaces& workspaces);
+  // Takes pages until they hold `tokens`, where there are softmax layers. DeviceError where a
+  // backend has no room.
+  void grow(int64_t tokens, Workspaces& workspaces);
+  int64_t pages() const;
 
-  // Spilled or not.
+  // A copy of what another session holds after `tokens` tokens. Pages that are full never change
+  // again, and are shared.
+  void fork(const SessionMemory& from, int64_t tokens, Workspaces& workspaces);
+
+  bool spilled() const { return host_ != nullptr; }
+  // The logits are the caller's to keep.
+  void spill(int64_t tokens, Workspaces& workspaces);
+  void restore(Workspaces& workspaces);
+
+  // Of a session that is not spilled.
+  HostImage image(int64_t tokens, Workspaces& workspaces) const;
+  void load(const HostImage& image, Workspaces& workspaces);
+  // Of the part that does not grow; spilled or not.
   void read(const MemoryRange& range, void* to_host, Workspaces& workspaces) const;
-  // Of another session, into one that is not spilled.
-  void copy(const MemoryRange& range, const SessionMemory& from, Workspaces& workspaces);
-  void write(const MemoryRange& range, const void* from_host, Workspaces& workspaces);
+
+  const HostImage& host() const { return *host_; }  // while spilled
 
  private:
+  struct Stage {
+    Buffer fixed;
+    std::vector<std::shared_ptr<Buffer>> pages;
+    Buffer table;  // [room for pages] where they are, on the backend
+  };
+
   void allocate();
+  void add_page(size_t stage, std::shared_ptr<Buffer> page, Executor& executor);
+  std::shared_ptr<Buffer> new_page(size_t stage) const;
 
   const Model& model_;
-  std::vector<int64_t> stage_bytes_;
-  std::vector<Buffer> stages_;
-  Buffer logits_;             // [vocabulary], of the last token, in the last stage
-  std::vector<Buffer> host_;  // of each stage while spilled, else empty
+  const SessionLayout& layout_;
+  std::vector<Stage> stages_;
+  Buffer logits_;                    // [vocabulary], of the last token, in the last stage
+  std::unique_ptr<HostImage> host_;  // while spilled
 };
 
 }  // namespace lola

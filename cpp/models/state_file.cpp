@@ -1,6 +1,7 @@
 #include "models/state_file.h"
 
-#include <algorithm>
+#include <cstring>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -41,20 +42,10 @@ std::vector<StateArray> state_arrays(const SessionLayout& layout, int64_t positi
   std::vector<StateArray> arrays;
   for (int64_t layer = 0; layer < layout.layers(); ++layer) {
     const bool lola = layout.is_lola(layer);
-    const auto& sections = lola ? layout.lola().sections() : layout.kv().sections();
-    const std::vector<MemoryRange> used = layout.used(layer, position);
-    for (size_t i = 0; i < sections.size(); ++i) {
-      const MemorySection& section = sections[i];
-      StateArray array{layer_tensor(layer, section.name), section.element, section.shape, {}};
-      if (lola) {
-        array.ranges.push_back(
-            {used.front().stage, used.front().offset + section.offset, section.bytes});
-      } else {
-        const auto heads = static_cast<size_t>(section.shape[0]);
-        array.ranges.assign(used.begin() + static_cast<int64_t>(i * heads),
-                            used.begin() + static_cast<int64_t>((i + 1) * heads));
-        array.shape[1] = position;
-      }
+    for (const MemorySection& section : lola ? layout.lola().sections() : layout.kv().sections()) {
+      StateArray array{layer_tensor(layer, section.name), section.element, section.shape,
+                       layout.ranges(layer, section, position)};
+      if (!lola) array.shape[1] = position;
       if (array.bytes() > 0) arrays.push_back(std::move(array));
     }
   }
@@ -187,14 +178,16 @@ void StateFile::save(const Session& session, const std::string& path,
 
   Hasher hasher = hash_header(numbers, names, extra);
   const std::vector<StateArray> arrays = state_arrays(session.layout_, session.position_);
+  const std::optional<HostImage> copied =
+      session.spilled() ? std::nullopt
+                        : std::optional(session.memory_.image(session.position_, *workspaces));
+  const HostImage& image = copied ? *copied : session.memory_.host();
   std::vector<std::vector<uint8_t>> host(arrays.size());
   for (size_t i = 0; i < arrays.size(); ++i) {
     const StateArray& array = arrays[i];
-    host[i].resize(static_cast<size_t>(array.bytes()));
-    uint8_t* next = host[i].data();
+    host[i].reserve(static_cast<size_t>(array.bytes()));
     for (const MemoryRange& range : array.ranges) {
-      session.memory_.read(range, next, *workspaces);
-      next += range.bytes;
+      host[i].insert(host[i].end(), image.at(range), image.at(range) + range.bytes);
     }
     hasher.add(host[i].data(), host[i].size());
     if (array.element == MemorySection::Element::kI64) {
@@ -230,16 +223,18 @@ StateFile::Loaded StateFile::load(std::shared_ptr<const Model> model, const std:
 
   Hasher hasher = hash_header(numbers_of(session.config_, session.position_),
                               names_of(session.config_, *model), loaded.extra);
-  const auto workspaces = model->borrow_workspaces();
+  HostImage image(session.layout_, session.position_);
   for (const StateArray& array : state_arrays(session.layout_, session.position_)) {
     const auto bytes = array_bytes(*file, array, session.config_.lola.pair_type);
     hasher.add(bytes.data(), bytes.size());
     const uint8_t* next = bytes.data();
     for (const MemoryRange& range : array.ranges) {
-      session.memory_.write(range, next, *workspaces);
+      std::memcpy(image.at(range), next, static_cast<size_t>(range.bytes));
       next += range.bytes;
     }
   }
+  const auto workspaces = model->borrow_workspaces();
+  session.memory_.load(image, *workspaces);
   if (file->find_tensor("logits") != nullptr) {
     session.set_logits(read_floats(*file, "logits", {model->hyperparameters().vocabulary}),
                        workspaces->back().executor());

@@ -77,24 +77,23 @@ def oracle_layer(shape: Shape, weights: Weights32, config: lola.Config) -> lola.
     return lola.Layer(config, weights.as_float64(shape), shape.heads, shape.kv_heads, shape.head_dim)
 
 
-def softmax_layer(shape: Shape, isa: str, pair_type: str, capacity: int) -> _core.testing.SoftmaxLayer:
+def softmax_layer(shape: Shape, isa: str, pair_type: str) -> _core.testing.SoftmaxLayer:
     return _core.testing.SoftmaxLayer(
         isa=isa,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         pair_type=pair_type,
-        capacity=capacity,
     )
 
 
 def with_stored_pairs(shape: Shape, inputs: Inputs, isa: str, pair_type: str) -> Inputs:
     """The inputs with their pairs as a KV cache gives them back."""
-    cache = softmax_layer(shape, isa, pair_type, len(inputs.q))
+    cache = softmax_layer(shape, isa, pair_type)
     cache.advance(inputs.q, inputs.k, inputs.v)
-    sections = cache.sections()
-    k, v = (np.ascontiguousarray(sections[f"kv_cache_{x}"].transpose(1, 0, 2)) for x in "kv")
-    return Inputs(inputs.q, k, v)
+    pages = cache.sections()
+    k, v = (np.concatenate([page[f"kv_cache_{x}"].transpose(1, 0, 2) for page in pages]) for x in "kv")
+    return Inputs(inputs.q, k[: len(inputs.q)], v[: len(inputs.q)])
 
 
 def random_split(tokens: int, rng: np.random.Generator) -> list[slice]:

@@ -53,8 +53,8 @@ class SoftmaxAttention {
   }
 
   SoftmaxHead head(const SoftmaxTask& task, int64_t kv_head, int thread) const {
-    return {kernels_,    shape_,  *task.layout,
-            task.memory, kv_head, scratch_[static_cast<size_t>(thread)]};
+    return {kernels_,   shape_,  *task.layout,
+            task.pages, kv_head, scratch_[static_cast<size_t>(thread)]};
   }
 
   void append(std::span<const SoftmaxTask> tasks) {

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
 constexpr int kCublasTokens = 256;     // below, decoding a matrix costs more than it brings
 constexpr int64_t kCublasColumns = 8;  // rows of 16 bytes
+constexpr int64_t kLargeUpload = int64_t{16} << 20;
 constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
 
 int64_t padded(int64_t columns) { return ceil_div(columns, kSlabColumns) * kSlabColumns; }
@@ -39,6 +40,8 @@ class CudaExecutor final : public Executor {
   }
 
   void upload(void* to, const void* from_host, int64_t bytes) override {
+    // Much pinned memory is not kept: what goes up in large parts shares two buffers.
+    if (bytes > kLargeUpload) uploads_.turn();
     if (bytes > 0) uploads_.upload(to, from_host, bytes);
   }
 
@@ -131,7 +134,7 @@ class CudaExecutor final : public Executor {
                                       tasks[first].memory - tasks_[first].memory);
       for (const PlanGroup::Round& round : group.rounds) {
         const PieceSpan pieces = inputs_.pieces(round);
-        append_pairs(stream_, view, pieces, rows);
+        append_pairs(stream_, view, pieces, rows, false);
         attend_and_pass(view, group.config, round, pieces, rows, copy);
         is_rounded_ = is_rounded_ && answers_one(view) && rounds_heads(view);
       }
@@ -143,11 +146,11 @@ class CudaExecutor final : public Executor {
     const ProductCopy copy = product_copy(rows.out, token_count_, shape.heads * shape.head_dim);
     for (const PlanGroup& group : inputs_.plan().groups) {
       const size_t first = group.tasks.front();
-      const KvCacheLayout& layout = *tasks[first].layout;
-      const KvHeadCache cache = layout.head(tasks[first].memory, 0);
-      const PairRing ring{cache.k - tasks_[first].memory,
-                          cache.v - tasks_[first].memory,
-                          layout.capacity(),
+      const KvPageLayout& layout = *tasks[first].layout;
+      const int64_t offset = tasks[first].pages.offset;
+      const PairRing ring{offset + layout.k_offset(),
+                          offset + layout.v_offset(),
+                          kKvPageTokens,
                           layout.row_bytes(),
                           layout.pair_type(),
                           static_cast<int>(shape.heads),
@@ -155,7 +158,7 @@ class CudaExecutor final : public Executor {
                           static_cast<int>(shape.head_dim),
                           static_cast<int>(shape.group_size())};
       const PieceSpan whole = inputs_.whole_tasks(group);
-      append_pairs(stream_, ring, whole, rows);
+      append_pairs(stream_, ring, whole, rows, true);
       is_rounded_ = is_rounded_ && rounds_heads(ring);
       softmax_attend(stream_, ring, whole, rows, copy,
                      get<float>(softmax_partials_, softmax_partials(ring, whole)));

@@ -11,7 +11,7 @@ bool alike(const PlanGroup& group, const PassTask& task) {
   return a.window_size == b.window_size && a.chunk_size == b.chunk_size &&
          a.sparse_size == b.sparse_size && a.scope == b.scope && a.policy == b.policy &&
          a.mixing == b.mixing && a.affine == b.affine && a.pair_type == b.pair_type &&
-         a.seed == b.seed && group.kv_capacity == task.kv_capacity;
+         a.seed == b.seed;
 }
 
 int32_t slot_of(const LolaConfig& config, int64_t position) {
@@ -22,6 +22,7 @@ DevicePiece piece_of(const PassTask& task, int64_t done, int64_t tokens) {
   const int64_t position = task.position + done;
   const MemoryCounts counts = counts_at(*task.config, position);
   return {task.memory,
+          task.pages,
           position,
           window_begin(*task.config, position),
           counts.absorbed,
@@ -99,8 +100,8 @@ std::vector<int64_t> PassPlan::shape() const {
   for (const PlanGroup& group : groups) {
     const LolaConfig& c = group.config;
     numbers.insert(numbers.end(),
-                   {static_cast<int64_t>(group.tasks.size()), group.kv_capacity, c.window_size,
-                    c.chunk_size, c.sparse_size, static_cast<int64_t>(c.scope),
+                   {static_cast<int64_t>(group.tasks.size()), c.window_size, c.chunk_size,
+                    c.sparse_size, static_cast<int64_t>(c.scope),
                     reinterpret_cast<int64_t>(c.policy), static_cast<int64_t>(c.mixing), c.affine,
                     static_cast<int64_t>(c.pair_type), static_cast<int64_t>(c.seed)});
     for (const PlanGroup::Round& round : group.rounds) {
@@ -116,7 +117,7 @@ PassPlan plan_pass(std::span<const PassTask> tasks) {
     auto group = std::find_if(plan.groups.begin(), plan.groups.end(),
                               [&](const PlanGroup& g) { return alike(g, tasks[i]); });
     if (group == plan.groups.end()) {
-      plan.groups.push_back({*tasks[i].config, tasks[i].kv_capacity, {}, {}, 0, 0});
+      plan.groups.push_back({*tasks[i].config, {}, {}, 0, 0});
       group = plan.groups.end() - 1;
     }
     group->tasks.push_back(i);

@@ -13,12 +13,13 @@ namespace lola {
 
 // Tokens of one session of which none but the last may be at a boundary. Lies in device memory.
 struct DevicePiece {
-  uint8_t* memory;       // the session's
-  int64_t position;      // of the first token
-  int64_t window_begin;  // position of the oldest pair in the window
-  int64_t absorbed;      // pairs in the hidden state
-  int32_t cached;        // pairs in each sparse cache
-  int32_t row;           // of the first token
+  uint8_t* memory;        // the session's
+  uint8_t* const* pages;  // of its softmax layers
+  int64_t position;       // of the first token
+  int64_t window_begin;   // position of the oldest pair in the window
+  int64_t absorbed;       // pairs in the hidden state
+  int32_t cached;         // pairs in each sparse cache
+  int32_t row;            // of the first token
   int32_t tokens;
   int32_t window_slot;  // of the oldest pair in the ring
 };
@@ -48,7 +49,6 @@ struct BoundarySpan {
 // Sessions of a pass that are configured alike.
 struct PlanGroup {
   LolaConfig config;
-  int64_t kv_capacity;
   std::vector<size_t> tasks;  // of the pass
 
   struct Round {

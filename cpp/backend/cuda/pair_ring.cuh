@@ -1,5 +1,5 @@
-// Exact pairs in the memory of a session: a ring, the pair of position p in row p % capacity. A
-// sliding window, or a KV cache, which never comes round.
+// Exact pairs in the memory of a session: the pair of position p in row p % capacity of a ring, the
+// sliding window, or of a page of a KV cache.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 namespace lola {
 
 struct PairRing {
-  int64_t ring_k, ring_v;  // offsets in the session's memory: [kv_heads, capacity, row_bytes]
+  // Offsets in the session's memory, or in a page: [kv_heads, capacity, row_bytes].
+  int64_t ring_k, ring_v;
   int64_t ring_capacity;
   int64_t row_bytes;
   PairType type;
@@ -32,9 +33,9 @@ __device__ inline int64_t ring_slot(const PairRing& ring, int64_t slot, int step
   return sum >= ring.ring_capacity ? sum - ring.ring_capacity : sum;
 }
 
-// The pairs of the pieces' tokens enter.
+// The pairs of the pieces' tokens enter: a ring, or the pages of the pieces.
 void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
-                  const AttentionRows& rows);
+                  const AttentionRows& rows, bool paged);
 
 // Where the outputs of queries go: floats, and the copies that products read.
 struct AttentionOutput {

@@ -8,8 +8,12 @@ constexpr int kAppendWarps = 8;
 constexpr int kSplits = 32;        // ranges of a cache that one query is answered from
 constexpr int kRangePairs = 1024;  // of a range, at a time
 
+static_assert(kKvPageTokens % kTileVectors == 0, "a tile of pairs lies in one page");
+static_assert(kRangePairs % kKvPageTokens == 0);
+constexpr int kRangePages = kRangePairs / kKvPageTokens + 1;  // that a range may touch
+
 // A warp per stored row.
-template <PairType type>
+template <PairType type, bool paged>
 __global__ void append_kernel(const __grid_constant__ PairRing ring, const DevicePiece* pieces,
                               const __grid_constant__ AttentionRows rows) {
   wait_for_previous_kernel();
@@ -18,8 +22,10 @@ __global__ void append_kernel(const __grid_constant__ PairRing ring, const Devic
   const int token = i / 2 / ring.kv_heads, kv_head = i / 2 % ring.kv_heads;
   if (token >= piece.tokens) return;
   const int64_t in = static_cast<int64_t>(piece.row + token) * ring.kv_heads + kv_head;
-  uint8_t* row = ring_row(ring, piece.memory, i % 2 == 0 ? ring.ring_k : ring.ring_v, kv_head,
-                          (piece.position + token) % ring.ring_capacity);
+  const int64_t at = piece.position + token;
+  uint8_t* memory = paged ? piece.pages[at / kKvPageTokens] : piece.memory;
+  uint8_t* row = ring_row(ring, memory, i % 2 == 0 ? ring.ring_k : ring.ring_v, kv_head,
+                          at % ring.ring_capacity);
   store_row<type>((i % 2 == 0 ? rows.k : rows.v) + in * ring.head_dim, ring.head_dim,
                   threadIdx.x % 32, row);
 }
@@ -44,9 +50,11 @@ __global__ void __launch_bounds__(kTileThreads)
   ExactPart exact;
   const int64_t now = piece.position + first, end = now + tokens;
   for (int64_t begin = 0; begin < end; begin += kTileVectors) {
+    uint8_t* page = piece.pages[begin / kKvPageTokens];
+    const int64_t slot = begin % kKvPageTokens;
     const auto row = [&](int64_t offset) {
-      return [&cache, &piece, begin, kv_head, offset](int v) -> const uint8_t* {
-        return ring_row(cache, piece.memory, offset, kv_head, begin + v);
+      return [&cache, page, slot, kv_head, offset](int v) -> const uint8_t* {
+        return ring_row(cache, page, offset, kv_head, slot + v);
       };
     };
     add_pairs<type>(
@@ -78,6 +86,7 @@ __global__ void __launch_bounds__(kOneWarps * 32)
                const __grid_constant__ AttentionRows rows, float* partials) {
   extern __shared__ float shared[];
   __shared__ float logits[kRangePairs], sums[kOneWarps];
+  __shared__ uint8_t* pages[kRangePages];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
   const int head = blockIdx.y, d = cache.head_dim, kv_head = head / cache.group;
@@ -94,9 +103,16 @@ __global__ void __launch_bounds__(kOneWarps * 32)
   float all_max = -INFINITY, all_sum = 0.0f;
   for (int64_t from = begin; from < end; from += kRangePairs) {
     const int count = static_cast<int>(min(int64_t{kRangePairs}, end - from));
+    const int64_t first_page = from / kKvPageTokens;
+    const int first_slot = static_cast<int>(from % kKvPageTokens);
     const auto row = [&](int64_t offset, int i) {
-      return ring_row(cache, piece.memory, offset, kv_head, from + i);
+      const int at = first_slot + i;
+      return ring_row(cache, pages[at / kKvPageTokens], offset, kv_head, at % kKvPageTokens);
     };
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) * kKvPageTokens < first_slot + count) {
+      pages[threadIdx.x] = piece.pages[first_page + threadIdx.x];
+    }
     __syncthreads();
     one_products(
         q, d, count, 1.0f / sqrtf(static_cast<float>(d)),
@@ -158,11 +174,12 @@ __global__ void merge_kernel(const __grid_constant__ PairRing cache, const Devic
 }  // namespace
 
 void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
-                  const AttentionRows& rows) {
+                  const AttentionRows& rows, bool paged) {
   const int64_t stored = static_cast<int64_t>(pieces.most_tokens) * ring.kv_heads * 2;
   with_pair_type(ring.type, [&]<PairType type>() {
-    launch(stream, append_kernel<type>, grid_of(ceil_div(stored, kAppendWarps), pieces.count),
-           kAppendWarps * 32, 0, ring, pieces.data, rows);
+    const auto kernel = paged ? append_kernel<type, true> : append_kernel<type, false>;
+    launch(stream, kernel, grid_of(ceil_div(stored, kAppendWarps), pieces.count), kAppendWarps * 32,
+           0, ring, pieces.data, rows);
   });
 }
 

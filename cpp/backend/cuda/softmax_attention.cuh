@@ -5,7 +5,7 @@
 
 namespace lola {
 
-// partials: softmax_partials() floats.
+// cache: how pairs lie in a page. partials: softmax_partials() floats.
 void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan& tasks,
                     const AttentionRows& rows, const ProductCopy& copy, float* partials);
 int64_t softmax_partials(const PairRing& cache, const PieceSpan& tasks);
