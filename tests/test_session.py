@@ -189,7 +189,7 @@ def test_the_config_of_a_session_is_what_was_asked_for_or_the_adapters(lola: Mod
         ({"mixing": "x"}, UsageError, "mixing: found 'x'"),
         ({"sparse_scope": "x"}, UsageError, "scope: found 'x'"),
         ({"pair_type": "q4_0"}, UsageError, "pair_type: found 'q4_0'"),
-        ({"context_length": 0}, UsageError, "context_length: found 0, wanted 1 or more"),
+        ({"context_length": 0}, UsageError, "context_length: found 0, wanted 1 to 4294967296"),
     ],
 )
 def test_an_impossible_configuration_is_refused(lola: Model, options: dict, error: type, problem: str) -> None:
