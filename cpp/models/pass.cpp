@@ -47,6 +47,7 @@ void Pass::run() {
       feed_forward(layer);
     }
     score();
+    give_hidden();
     keep_logits();
   });
   finish();
@@ -71,7 +72,8 @@ void Pass::begin() {
                            sine.data() + at);
     }
     tokens_.insert(tokens_.end(), segment.tokens.begin(), segment.tokens.end());
-    repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1;
+    repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1 &&
+                 segment.hidden == nullptr;
   }
   if (repeatable) {
     // The first and the last of the activations tell where the others are.
@@ -165,12 +167,17 @@ void Pass::norm_heads(float* x, int64_t heads, const Buffer& weight) {
   executor_.rms_norm(x, rows_ * heads, h_.head_dim, weight.as<const float>(), h_.norm_eps, x);
 }
 
-// logits [rows, vocabulary] of `rows` rows of x from `row` on, in the workspace.
-const float* Pass::output_rows(int64_t row, int64_t rows) {
-  const MatmulJob job{&model_.weights().output, nullptr, w_.logits, h_.vocabulary, false};
+// [rows, dim] after the last norm, of `rows` rows of x from `row` on, in the workspace.
+const float* Pass::normed_rows(int64_t row, int64_t rows) {
   executor_.rms_norm(w_.x + row * h_.dim, rows, h_.dim,
                      model_.weights().output_norm.as<const float>(), h_.norm_eps, w_.normed);
-  executor_.matmul(w_.normed, rows, {&job, 1});
+  return w_.normed;
+}
+
+// logits [rows, vocabulary] of the same.
+const float* Pass::output_rows(int64_t row, int64_t rows) {
+  const MatmulJob job{&model_.weights().output, nullptr, w_.logits, h_.vocabulary, false};
+  executor_.matmul(normed_rows(row, rows), rows, {&job, 1});
   return w_.logits;
 }
 
@@ -216,6 +223,18 @@ void Pass::score(const Segment& segment, int64_t first_row) {
         segment.session->set_logits(row, executor_);
       }
     }
+  }
+}
+
+void Pass::give_hidden() {
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
+    if (segment.hidden != nullptr) {
+      executor_.download(segment.hidden, normed_rows(row, tokens),
+                         tokens * h_.dim * static_cast<int64_t>(sizeof(float)));
+    }
+    row += tokens;
   }
 }
 

@@ -18,6 +18,7 @@ struct Segment {
   std::span<const int32_t> tokens;
   bool keep_logits;  // store the last row's logits in the session
   float* logprobs;   // [tokens] or null: of tokens[i] given all before it
+  float* hidden;     // [tokens, dim] or null: after the last norm
 };
 
 class Pass {
@@ -34,10 +35,12 @@ class Pass {
   void keep_logits();
   void score();
   void score(const Segment& segment, int64_t row);
+  void give_hidden();
   void linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs,
               bool accumulate = false);
   void norm_heads(float* x, int64_t heads, const Buffer& weight);
   void attend(int64_t layer);
+  const float* normed_rows(int64_t row, int64_t rows);
   const float* output_rows(int64_t row, int64_t rows);
 
   const Model& model_;

@@ -90,7 +90,9 @@ def inspect(
     """
     if not model.info.has_lola:
         raise _core.UsageError("inspect: the model has no LoLA adapter, and so nothing but a KV cache")
-    session = model.session(**options)
+    # Two sessions: the second reads without a stop, as append() does anywhere else, and says where the tokens are. The
+    # first stops before each boundary, and where scores are nearly equal rounding may decide otherwise there.
+    session, whole = model.session(**options), model.session(**options)
     chunk = session.config["chunk_size"]
     layers = _lola_layers(model)
     shape = (len(layers), model.info.heads, len(tokens))
@@ -106,7 +108,8 @@ def inspect(
         begin = stop
         if progress is not None:
             progress(begin)
-    _record(session._core, layers, error, place)
+    whole.append(tokens)
+    _record(whole._core, layers, error, place)
     pieces = [model.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
     return Inspection(pieces, layers, place, error)
 

@@ -13,8 +13,11 @@ from . import _core
 from .session import Session
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from .embedding import Pooling
     from .options import SessionOptions
     from .tokenizer import Tokenizer
 
@@ -114,6 +117,14 @@ class Model:
             raise FileNotFoundError(f"no such file: {os.fspath(path)}")
         session, extra = self._core.load_session(os.fspath(path))
         return Session.from_saved(self, session, extra, source=os.fspath(path), rewind_budget=rewind_budget)
+
+    def embed(
+        self, text: str | Sequence[int], *, pooling: Pooling = "mean", **options: Unpack[SessionOptions]
+    ) -> NDArray[np.float32]:
+        """A text's hidden states after the final norm, from a session of its own; see Session.embed."""
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        options.setdefault("context_length", max(1, len(tokens)))
+        return self.session(**options).embed(tokens, pooling=pooling)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text; add_special puts the model's begin-of-text token first where it has one."""
