@@ -172,11 +172,13 @@ def go_to_prefix(session: Session, prompt: Sequence[int]) -> list[int]:
     seen = session.tokens
     if seen is None:
         raise _core.UsageError("session: wanted one with a rewind_budget")
-    common = 0
-    for a, b in zip(seen, prompt[:-1], strict=False):
-        if a != b:
-            break
-        common += 1
+    common = shared_tokens(seen, prompt[:-1])
     if common < len(seen):
         session.rewind(common)
     return list(prompt[common:])
+
+
+def shared_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest beginning of both."""
+    unequal = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(unequal, min(len(first), len(second)))

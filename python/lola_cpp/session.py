@@ -209,6 +209,10 @@ class Session:
                 self.constraint = None
             advance([self])
 
+    def keep_history(self, rewind_budget: int, tokens: Sequence[int]) -> None:
+        """Makes a session whose tokens the caller knows, all of them, one that can be rewound."""
+        self._history = History(self._core, rewind_budget, tokens)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all that the continuation depends on, for Model.load_session. The file appears whole or not at all.
 
