@@ -13,8 +13,8 @@ namespace {
 template <typename Bytes>
 struct NeonLanes {
   static constexpr int kLanes = 4;
-  static constexpr int kPanels = 1;
-  static constexpr int kSums = 4;  // that advance side by side
+  static constexpr int kPanels = 2;
+  static constexpr int kSums = 8;  // that advance side by side
   using Words = uint32x4_t;
   using Floats = float32x4_t;
 
@@ -78,13 +78,16 @@ struct NeonLanes {
       LOLA_UNROLL
       for (int t = 0; t < kTokens; ++t) {
         const int8x16_t sixteen = vld1q_s8(a[t].q + first + i * 4);
-        const auto byte = [&](int word) { return vreinterpretq_s8_u32(weights->q[i + word]); };
-        int32x4_t sum = vreinterpretq_s32_u32(sums[0][t]);
-        sum = Bytes::template dot<0>(sum, byte(0), sixteen);
-        sum = Bytes::template dot<1>(sum, byte(1), sixteen);
-        sum = Bytes::template dot<2>(sum, byte(2), sixteen);
-        sum = Bytes::template dot<3>(sum, byte(3), sixteen);
-        sums[0][t] = vreinterpretq_u32_s32(sum);
+        LOLA_UNROLL
+        for (int panel = 0; panel < kPanels; ++panel) {
+          const Words* q = weights[panel].q + i;
+          int32x4_t sum = vreinterpretq_s32_u32(sums[panel][t]);
+          sum = Bytes::template dot<0>(sum, vreinterpretq_s8_u32(q[0]), sixteen);
+          sum = Bytes::template dot<1>(sum, vreinterpretq_s8_u32(q[1]), sixteen);
+          sum = Bytes::template dot<2>(sum, vreinterpretq_s8_u32(q[2]), sixteen);
+          sum = Bytes::template dot<3>(sum, vreinterpretq_s8_u32(q[3]), sixteen);
+          sums[panel][t] = vreinterpretq_u32_s32(sum);
+        }
       }
     }
   }
