@@ -158,7 +158,8 @@ LOLA_INLINE Reader reader_at(const PanelRun& run, int64_t panel, int64_t block, 
   return Reader{{{odd + row * run.layout.odd_bytes, words + row * 4}}};
 }
 
-// The groups of columns [begin, end) of a format with a reader of its own.
+// The groups of columns [begin, end) of a format with a reader of its own. The run is a copy, whose
+// fields no store to a sum can change.
 template <typename V, typename Reader, int kPanels>
 LOLA_NOINLINE void multiply_blocks(const PanelRun run, int64_t begin, int64_t end) {
   constexpr int64_t kBlockGroups = Reader::kGroups * Reader::kGroupSize / kGroup;
