@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -45,6 +46,12 @@ class ModelInfo:
     backend: str
 
 
+def _read_tokenizer(path: str) -> Tokenizer:
+    from .tokenizer import Tokenizer  # numpy and tokenizers take most of the time of an import
+
+    return Tokenizer.from_gguf(_core.GgufFile(path))
+
+
 class Model:
     """A GGUF file, with or without a LoLA adapter. Immutable; any number of threads and sessions may share it.
 
@@ -71,7 +78,10 @@ class Model:
         if threads is not None and threads < 1:
             raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
         self.path = os.fspath(path)
-        self._core = _core.Model(self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0)
+        # The vocabulary of a large model takes as long as its weights, and more memory before than after.
+        with ThreadPoolExecutor(1) as beside:
+            self._tokenizer = beside.submit(_read_tokenizer, self.path)
+            self._core = _core.Model(self.path, "" if adapter is None else os.fspath(adapter), device, threads or 0)
 
     @classmethod
     def default(cls, *, threads: int | None = None, device: str = "cpu") -> Model:
@@ -80,12 +90,10 @@ class Model:
         base, adapter = str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
         return cls(base, adapter, threads=threads, device=device)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """From the file's own metadata."""
-        from .tokenizer import Tokenizer  # numpy and tokenizers take most of the time of an import
-
-        return Tokenizer.from_gguf(self._core.file)
+        """From the file's own metadata; FormatError or UnsupportedError where that has none that can be used."""
+        return self._tokenizer.result()
 
     @cached_property
     def info(self) -> ModelInfo:
