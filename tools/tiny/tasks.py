@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,12 +37,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Puzzle:
-    """in_order: the hidden sentences follow one another."""
+    """The hidden sentences follow one another in this order."""
 
     opening: str
     hidden: list[str]
     questions: list[Question]
-    in_order: bool = False
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """places: where something can be hidden; lines: on a line of its own."""
+
+    tokens: np.ndarray
+    places: np.ndarray
+    lines: bool
 
 
 class TaskMaker:
@@ -53,7 +62,8 @@ class TaskMaker:
         self.dense = (corpus.dense_held_out if held_out else corpus.dense_training).astype(np.int32)
         ends = np.array([corpus.tokenizer.decode([i]).endswith("\n") for i in range(corpus.tokenizer.get_vocab_size())])
         self.line_starts = np.flatnonzero(ends[self.dense[:-1]]) + 1
-        self.encode = lru_cache(maxsize=200_000)(self._encode)
+        self.full_stop = corpus.tokenizer.token_to_id(".")
+        self.encode = lru_cache(maxsize=4096)(self._encode)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.array(self.corpus.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
@@ -137,41 +147,48 @@ class TaskMaker:
         woven: list[str] = [""] * (5 * chains)
         for place, line in zip(places, [line for chain in hidden for line in chain], strict=True):
             woven[place] = line
-        return Puzzle(_CHAIN_OPENING, woven, self._shuffled(questions), in_order=True)
+        return Puzzle(_CHAIN_OPENING, woven, self._shuffled(questions))
 
     # Samples
 
-    def assemble(self, puzzle: Puzzle, length: int, make_haystack) -> tuple[np.ndarray, np.ndarray]:
+    def assemble(
+        self, puzzle: Puzzle, length: int, make_haystack: Callable[[int], Haystack]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The haystack loses its beginning, so that question and hidden sentences meet whole units of it."""
         opening = np.concatenate([[BOS], self.encode(puzzle.opening)])
-        tail, tail_kinds = self._questions(puzzle.questions)
-        room = length - len(opening) - len(tail)
-        haystack, places, lines = make_haystack(max(room, 1))
-        hidden = [self.encode(f"{line}\n" if lines else f" {line}") for line in puzzle.hidden]
-        used = sum(map(len, hidden))
-        haystack = haystack[: max(0, room - used)]
-        places = places[places <= len(haystack)]
-        cuts = np.sort(self.rng.choice(places, len(hidden))) if len(places) else np.zeros(len(hidden), int)
-        parts, last = [opening], 0
+        room = length - len(opening) - sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
+        haystack = make_haystack(max(room, 1))
+        hidden = [self.encode(f"{line}\n" if haystack.lines else f" {line}") for line in puzzle.hidden]
+        cuts = np.sort(self.rng.choice(haystack.places, len(hidden)))
+        parts, last = [], 0
         for cut, sentence in zip(cuts, hidden, strict=True):
-            parts += [haystack[last:cut], sentence]
+            parts += [haystack.tokens[last:cut], sentence]
             last = cut
-        body = np.concatenate([*parts, haystack[last:]])
-        tokens = np.concatenate([body, tail]).astype(np.int32)
+        body = np.concatenate([*parts, haystack.tokens[last:]])
+        tail, tail_kinds = self._questions(puzzle.questions, body, haystack.lines)
+        if body[-1] == self.full_stop and not haystack.lines:
+            body = body[:-1]
+        body = np.concatenate([opening, body[max(0, len(opening) + len(body) + len(tail) - length) :]])
         kinds = np.concatenate([np.full(len(body), REST), tail_kinds]).astype(np.uint8)
-        return self._exactly(tokens, length), self._exactly(kinds, length)
+        return self._exactly(np.concatenate([body, tail]), length), self._exactly(kinds, length)
 
-    def _questions(self, questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:
+    def _questions(self, questions: list[Question], body: np.ndarray, lines: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As one text would be tokenized: a full stop and the line end after it are one token."""
         tokens, kinds = [], []
-        for i, question in enumerate(questions):
-            for text, kind in ((question.text if i == 0 else f".{question.text}", REST), (question.answer, ANSWER)):
-                ids = self.encode(text)
+        before = "" if lines else "." if body[-1] == self.full_stop else "\n"
+        for question in questions:
+            text = question.text[1:] if before != "." else question.text
+            for part, kind in ((("" if lines and not tokens else before) + text, REST), (question.answer, ANSWER)):
+                ids = self.encode(part)
                 tokens.append(ids)
                 kinds.append(np.full(len(ids), kind))
+            before = "."
         return np.concatenate(tokens), np.concatenate(kinds)
 
     def _exactly(self, row: np.ndarray, length: int) -> np.ndarray:
-        """What is too long loses its beginning; only samples without room for a haystack are."""
-        return row[-length:] if len(row) >= length else np.concatenate([row[:1], np.resize(row[1:], length - len(row)), row[1:]])
+        """What is too long loses its beginning, what is too short repeats it."""
+        short = max(0, length - len(row))
+        return np.concatenate([np.resize(row[:64], short), row])[-length:].astype(row.dtype)
 
     def _repeats(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         half = min(length // 2, int(self.rng.integers(16, 513)))
@@ -192,13 +209,13 @@ class TaskMaker:
             parts += [(self.encode(f"{word}:"), REST), (self.encode(value), ANSWER), (self.encode("\n"), REST)]
         tail = np.concatenate([ids for ids, _ in parts])
         kinds = np.concatenate([np.full(len(ids), kind, np.uint8) for ids, kind in parts])
-        front = self._text(max(1, length - len(tail)))[0][: max(0, length - len(tail))]
-        tokens = np.concatenate([front, tail])[-length:].astype(np.int32)
-        return tokens, np.concatenate([np.full(len(front), REST, np.uint8), kinds])[-length:]
+        front = self._text(max(1, length)).tokens[-max(1, length - len(tail)) :]
+        kinds = np.concatenate([np.full(len(front), REST, np.uint8), kinds])
+        return self._exactly(np.concatenate([front, tail]), length), self._exactly(kinds, length)
 
-    # Haystacks: tokens, the places where something can be hidden, and whether it stands on a line of its own
+    # Haystacks
 
-    def _any_haystack(self, length: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _any_haystack(self, length: int) -> Haystack:
         draw = self.rng.random()
         if draw < 0.35:
             return self._standard_noise(length)
@@ -209,22 +226,22 @@ class TaskMaker:
             return self._cycle(sentences, length, lines=bool(self.rng.random() < 0.3))
         return self._text(length)
 
-    def _standard_noise(self, length: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _standard_noise(self, length: int) -> Haystack:
         return self._cycle(NOISE, length, lines=False)
 
-    def _cycle(self, sentences: list[str], length: int, *, lines: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _cycle(self, sentences: list[str], length: int, *, lines: bool) -> Haystack:
         unit = self.encode(" ".join(sentences) + "\n" if lines else "".join(f" {s}" for s in sentences))
         count = length // len(unit) + 1
-        return np.tile(unit, count), np.arange(count + 1) * len(unit), lines
+        return Haystack(np.tile(unit, count), np.arange(1, count + 1) * len(unit), lines)
 
-    def _text(self, length: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    def _text(self, length: int) -> Haystack:
+        """Consecutive lines from a random place on, going round at the end."""
         first = int(self.rng.integers(0, len(self.line_starts)))
-        start = self.line_starts[first]
-        text = np.resize(self.dense[start : start + length], length)
-        if start + length > len(self.dense):
-            text = np.concatenate([self.dense[start:], self.dense])[:length]
-        places = self.line_starts[first : first + length] - start
-        return text, places[(places >= 0) & (places <= length)], True
+        starts = np.concatenate([self.line_starts[first:], self.line_starts[:first] + len(self.dense)])
+        starts = (starts - starts[0])[1:]
+        count = max(1, int(np.searchsorted(starts, length)))
+        tokens = np.take(self.dense, np.arange(starts[count - 1]) + self.line_starts[first], mode="wrap")
+        return Haystack(tokens, starts[:count], lines=True)
 
     def _number(self, digits: int) -> str:
         return "".join(map(str, self.rng.integers(0, 10, digits)))

@@ -6,6 +6,8 @@ q is [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens, head_di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,44 +61,42 @@ def attend_with_cache(
     q, k, v = _by_query_head(q, k, v)
     phi_q, phi_k = features(q, maps.query_map, settings), features(k, maps.key_map, settings)
     gate, chunk, scale = maps.window_logits[:, None, None], settings.chunk_size, q.shape[-1] ** -0.5
-    state = q.new_zeros(*q.shape[:2], phi_k.shape[-1], v.shape[-1])
-    total = q.new_zeros(*q.shape[:2], phi_k.shape[-1], 1)
-    cache = [x[:, :, :0] for x in (k, v, phi_k)]
-    outputs = []
+    pairs = torch.cat([k, v, phi_k], -1)  # what moves together
+    sizes = [k.shape[-1], v.shape[-1], phi_k.shape[-1]]
+    state, total = q.new_zeros(*q.shape[:2], sizes[2], sizes[1]), q.new_zeros(*q.shape[:2], sizes[2], 1)
+    cache, outputs = pairs[:, :, :0], []
     for begin in range(0, q.shape[2], chunk):
         first, end = max(0, begin - settings.window_size), min(begin + chunk, q.shape[2])
-        exact_k, exact_v = (torch.cat([c, x[:, :, first:end]], 2) for c, x in zip(cache, (k, v), strict=False))
+        exact_k, exact_v, _ = torch.cat([cache, pairs[:, :, first:end]], 2).split(sizes, -1)
         later = torch.ones(end - begin, end - first, dtype=torch.bool, device=q.device).triu(begin - first + 1)
         logits = q[:, :, begin:end] @ exact_k.transpose(-1, -2) * scale
-        logits = logits.masked_fill(functional.pad(later, (cache[0].shape[2], 0)), _NEVER)
+        logits = logits.masked_fill(functional.pad(later, (cache.shape[2], 0)), _NEVER)
         phi = phi_q[:, :, begin:end]
         outputs.append(mix(logits, exact_v, phi @ state, phi @ total, gate, settings))
         leaving = slice(first, begin + chunk - settings.window_size)
         if leaving.stop > first:
-            eligible = [torch.cat([c, x[:, :, leaving]], 2) for c, x in zip(cache, (k, v, phi_k), strict=True)]
-            cache, (_, lost_v, lost_phi) = _choose(eligible, state, total, settings, sparse_size)
+            eligible = torch.cat([cache, pairs[:, :, leaving]], 2)
+            order = _best_first(eligible.split(sizes, -1), state, total, settings)
+            cache, lost = (_take(eligible, part) for part in (order[:, :, :sparse_size], order[:, :, sparse_size:]))
+            _, lost_v, lost_phi = lost.split(sizes, -1)
             state = state + lost_phi.transpose(-1, -2) @ lost_v
             total = total + lost_phi.sum(2)[..., None]
     return torch.cat(outputs, 2)
 
 
-def _choose(
-    eligible: list[Tensor], state: Tensor, total: Tensor, settings: Settings, sparse_size: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Of the eligible (k, v, phi), those that stay in the cache and those that are absorbed."""
+def _best_first(eligible: Sequence[Tensor], state: Tensor, total: Tensor, settings: Settings) -> Tensor:
+    """The order in which the eligible (k, v, phi) are kept, [batch, heads, pairs]."""
     with torch.no_grad():
         k, v, phi = eligible
         recalled = (phi @ state) / (phi @ total).clamp_min(torch.finfo(total.dtype).tiny)
         score = (recalled - v).square().sum(-1).log()
         if settings.policy == "weighted_recall":
             score = score + settings.kappa * k.square().sum(-1) / (2 * k.shape[-1])
-        order = score.argsort(dim=-1, descending=True, stable=True)[..., None]
-    kept, lost = order[:, :, :sparse_size].sort(2).values, order[:, :, sparse_size:]
-    return [_take(x, kept) for x in eligible], [_take(x, lost) for x in eligible]
+        return score.argsort(dim=-1, descending=True)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(2, index.expand(-1, -1, -1, x.shape[-1]))
+    return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
 def _by_query_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,7 +64,7 @@ class Student:
         tensors, identity = self.tensors(), options.identity("lora", data.digest)
         optimizer = torch.optim.AdamW(tensors.values(), lr=options.lora_rate, betas=_BETAS, weight_decay=0.0)
         done, total = load_state(path, identity, tensors, optimizer), options.lora_steps
-        bar = tqdm(range(done, total), initial=done, total=total, desc="lora", disable=not options.progress)
+        bar = tqdm(range(done, total), initial=done, total=total, desc="lora", mininterval=2, disable=not options.progress)
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = options.lora_rate * cosine(step, total)

@@ -50,7 +50,7 @@ class Transfer:
         tensors, identity = self.tensors(), options.identity("transfer", data.digest)
         optimizer = torch.optim.AdamW(tensors.values(), lr=options.transfer_rate, betas=_BETAS, weight_decay=0.0)
         done, total = load_state(path, identity, tensors, optimizer), options.transfer_steps
-        bar = tqdm(range(done, total), initial=done, total=total, desc="transfer", disable=not options.progress)
+        bar = tqdm(range(done, total), initial=done, total=total, desc="transfer", mininterval=2, disable=not options.progress)
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = options.transfer_rate * cosine(step, total)
