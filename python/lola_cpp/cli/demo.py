@@ -6,8 +6,8 @@ import argparse
 import random
 from typing import TYPE_CHECKING
 
-from ..model import Model
 from ..eval.tasks import make_prompt
+from ..model import Model
 from .shared import add_device_option, megabytes, read
 
 if TYPE_CHECKING:

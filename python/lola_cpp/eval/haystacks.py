@@ -12,7 +12,7 @@ from pathlib import Path
 from .._core import UsageError
 
 _NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-_TEXT_BYTES = 8 << 20  # more of a folder is not read
+_TEXT_SIZE = 8 << 20  # more of a folder is not read
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Haystack:
     separator: str
 
 
+@functools.lru_cache(maxsize=4)
 def find_haystack(name: str) -> Haystack:
     """noise, noise_lines (each round on a line of its own), stdlib (Python's own sources), or a text file or folder.
 
@@ -30,10 +31,7 @@ def find_haystack(name: str) -> Haystack:
     """
     if name in _NAMED:
         return _NAMED[name]
-    path = Path(sysconfig.get_path("stdlib")) if name == "stdlib" else Path(name)
-    if not path.exists():
-        raise UsageError(f"haystack: found {name!r}, wanted noise, noise_lines, stdlib, or a file or folder of text")
-    return text_haystack(_lines(path))
+    return text_haystack(tuple(line for line in read_text(name).splitlines() if line.strip()))
 
 
 def text_haystack(lines: tuple[str, ...]) -> Haystack:
@@ -55,16 +53,22 @@ _NAMED = {"noise": NOISE, "noise_lines": Haystack(_noise, "\n")}
 
 
 @functools.lru_cache(maxsize=4)
-def _lines(path: Path) -> tuple[str, ...]:
+def read_text(name: str) -> str:
+    """The text of stdlib (Python's own sources), or of a file or folder; of a large folder the first files alone.
+
+    Raises UsageError where there is none.
+    """
+    path = Path(sysconfig.get_path("stdlib")) if name == "stdlib" else Path(name)
+    if not path.exists():
+        raise UsageError(
+            f"text: found {name!r}, wanted stdlib, a file or a folder (haystacks: {', '.join(_NAMED)} too)"
+        )
     files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in {".py", ".txt", ".md"})
-    lines: list[str] = []
-    size = 0
+    texts: list[str] = []
     for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        lines += [line for line in text.splitlines() if line.strip()]
-        size += len(text)
-        if size > _TEXT_BYTES:
+        texts.append(file.read_text(encoding="utf-8", errors="replace"))
+        if sum(map(len, texts)) > _TEXT_SIZE:
             break
-    if not lines:
-        raise UsageError(f"haystack: {path} holds no text, wanted a file or a folder of .py, .txt or .md files")
-    return tuple(lines)
+    if not "".join(texts).strip():
+        raise UsageError(f"text: {path} holds none, wanted a file or a folder of .py, .txt or .md files")
+    return "\n".join(texts)

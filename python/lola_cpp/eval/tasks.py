@@ -10,15 +10,19 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 from .._core import UsageError
 from .haystacks import NOISE, Haystack
 
+# fmt: off
 _WORDS = (
-    "pumpkin lantern river anchor violin meadow copper falcon island mirror basket candle desert engine forest garden "
-    "hammer jacket kettle ladder magnet needle orchid pepper quarry ribbon saddle temple umbrella velvet window "
-    "zipper bridge carpet dragon feather glacier harbor jungle marble"
-).split()
+    "pumpkin", "lantern", "river", "anchor", "violin", "meadow", "copper", "falcon", "island", "mirror", "basket",
+    "candle", "desert", "engine", "forest", "garden", "hammer", "jacket", "kettle", "ladder", "magnet", "needle",
+    "orchid", "pepper", "quarry", "ribbon", "saddle", "temple", "umbrella", "velvet", "window", "zipper", "bridge",
+    "carpet", "dragon", "feather", "glacier", "harbor", "jungle", "marble",
+)
+# fmt: on
 _CODED_WORDS = 40  # of frequent_words
 
 Encode = Callable[[str], list[int]]
@@ -170,7 +174,7 @@ def variable_chain(rng: random.Random) -> Puzzle:
     names = ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5)) for _ in range(5)]
     return Puzzle(
         opening="Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
-        hidden=(f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in zip(names, names[1:], strict=False))),
+        hidden=(f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))),
         in_order=True,
         question=f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
         f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the value "
