@@ -143,8 +143,7 @@ void advance_sessions(const std::vector<std::pair<Session*, Tokens>>& items,
   std::vector<std::vector<int32_t>> tokens;
   std::vector<Advance> advances;
   for (const auto& [session, ids] : items) tokens.push_back(to_vector(ids));
-  for (size_t i = 0; i < items.size(); ++i)
-    advances.push_back({items[i].first, tokens[i], nullptr});
+  for (size_t i = 0; i < items.size(); ++i) advances.push_back({items[i].first, tokens[i]});
   const Progress progress = python_progress(callback);
   py::gil_scoped_release release;
   advance_batch(advances, progress);
@@ -158,6 +157,24 @@ py::array_t<float> score_tokens(Session& session, const Tokens& ids, const py::o
   py::gil_scoped_release release;
   advance_batch({&item, 1}, progress);
   return logprobs;
+}
+
+// callback(layer, q [rows, heads, d], k and v [rows, kv_heads, d]) for each layer of each pass.
+void observe_attention(Session& session, const Tokens& ids, const py::object& callback) {
+  const std::vector<int32_t> tokens = to_vector(ids);
+  const Hyperparameters& h = session.model()->hyperparameters();
+  const AttentionObserver observer = [&](int64_t layer, int64_t rows, const float* q,
+                                         const float* k, const float* v) {
+    py::gil_scoped_acquire gil;
+    const auto array = [&](const float* values, int64_t heads) {
+      return py::array_t<float>({rows, heads, h.head_dim}, values);
+    };
+    callback(layer, array(q, h.heads), array(k, h.kv_heads), array(v, h.kv_heads));
+  };
+  const Advance item{&session, tokens, nullptr, &observer};
+  const Progress progress = python_progress(py::none());
+  py::gil_scoped_release release;
+  advance_batch({&item, 1}, progress);
 }
 
 std::pair<std::unique_ptr<Session>, py::bytes> load_session(const ModelHandle& model,
@@ -228,6 +245,7 @@ void bind_session(py::module_& module) {
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
       .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
+      .def("observe_attention", &observe_attention, py::arg("tokens"), py::arg("callback"))
       .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"),
            py::arg("adjusted") = py::none())
       .def("recall_errors", &layer_recall_errors, py::arg("layer"))

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "models/pass.h"
 
 namespace lola {
 namespace {
@@ -29,7 +28,7 @@ std::vector<Segment> next_pass(std::span<const Advance> advances, int64_t pass_t
     float* logprobs = advances[i].logprobs == nullptr ? nullptr : advances[i].logprobs + done[i];
     const bool last = done[i] + count == advances[i].tokens.size();
     segments.push_back({advances[i].session, advances[i].tokens.subspan(done[i], count),
-                        last && logprobs == nullptr, logprobs});
+                        last && logprobs == nullptr, logprobs, advances[i].observer});
     done[i] += count;
     rows -= count;
   }

@@ -92,7 +92,7 @@ def inspect(
         raise _core.UsageError("inspect: the model has no LoLA adapter, and so nothing but a KV cache")
     session = model.session(**options)
     chunk = session.config["chunk_size"]
-    layers = _lola_layers(model)
+    layers = lola_layers(model)
     shape = (len(layers), model.info.heads, len(tokens))
     place, error = np.full(shape, HIDDEN, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
     begin = 0
@@ -122,7 +122,7 @@ def _record(
                 place[i, head, positions[cached:]] = WINDOW
 
 
-def _lola_layers(model: Model) -> list[int]:
+def lola_layers(model: Model) -> list[int]:
     empty = _core.Session(model._core, {})
     layers = []
     for layer in range(model.info.layers):

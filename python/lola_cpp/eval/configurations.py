@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from .._core import UsageError
-from ..model import Model
+from ..model import Model, default_files
 from ..options import SessionOptions
 from ..session import Session
 
@@ -55,12 +55,9 @@ class Configuration:
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str | None, adapter: str | None, device: str, threads: int | None) -> Model:
-    if path is not None:
-        return Model(path, None if adapter in (None, "none") else adapter, device=device, threads=threads)
-    default = Model.default(device=device, threads=threads)
-    if adapter is None:
-        return default
-    return Model(default.path, None if adapter == "none" else adapter, device=device, threads=threads)
+    base, own = default_files() if path is None else (path, None)
+    chosen = None if adapter == "none" else adapter or own
+    return Model(base, chosen, device=device, threads=threads)
 
 
 def parse_assignment(text: str) -> tuple[str, list[Any]]:
