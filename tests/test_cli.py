@@ -126,7 +126,7 @@ def test_wrong_input_ends_in_one_line(arguments: list[str], problem: str, capsys
     assert errors.startswith("lola-cpp: ") and problem in errors and errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "info", "inspect", "bench", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["run", "chat", "info", "inspect", "bench", "eval", "calibrate", "demo", "doctor"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

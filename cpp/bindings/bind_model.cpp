@@ -171,6 +171,24 @@ py::array_t<float> embed_tokens(Session& session, const Tokens& ids, const py::o
   return hidden;
 }
 
+// callback(layer, q [rows, heads, d], k and v [rows, kv_heads, d]) for each layer of each pass.
+void observe_attention(Session& session, const Tokens& ids, const py::object& callback) {
+  const std::vector<int32_t> tokens = to_vector(ids);
+  const Hyperparameters& h = session.model()->hyperparameters();
+  const AttentionObserver observer = [&](int64_t layer, int64_t rows, const float* q,
+                                         const float* k, const float* v) {
+    py::gil_scoped_acquire gil;
+    const auto array = [&](const float* values, int64_t heads) {
+      return py::array_t<float>({rows, heads, h.head_dim}, values);
+    };
+    callback(layer, array(q, h.heads), array(k, h.kv_heads), array(v, h.kv_heads));
+  };
+  const Advance item{&session, tokens, nullptr, nullptr, &observer};
+  const Progress progress = python_progress(py::none());
+  py::gil_scoped_release release;
+  advance_batch({&item, 1}, progress);
+}
+
 std::pair<std::unique_ptr<Session>, py::bytes> load_session(const ModelHandle& model,
                                                             const std::string& path) {
   StateFile::Loaded loaded;
@@ -240,6 +258,7 @@ void bind_session(py::module_& module) {
       .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
       .def("embed", &embed_tokens, py::arg("tokens"), py::arg("progress"))
+      .def("observe_attention", &observe_attention, py::arg("tokens"), py::arg("callback"))
       .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"),
            py::arg("adjusted") = py::none())
       .def("recall_errors", &layer_recall_errors, py::arg("layer"))

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "models/pass.h"
 
 namespace lola {
 namespace {
@@ -33,7 +32,8 @@ std::vector<Segment> next_pass(std::span<const Advance> advances, int64_t pass_t
     const int64_t dim = advances[i].session->model()->hyperparameters().dim;
     const bool last = done[i] + count == advances[i].tokens.size();
     segments.push_back({advances[i].session, advances[i].tokens.subspan(done[i], count),
-                        last && logprobs == nullptr, logprobs, from_here(advances[i].hidden, dim)});
+                        last && logprobs == nullptr, logprobs, from_here(advances[i].hidden, dim),
+                        advances[i].observer});
     done[i] += count;
     rows -= count;
   }

@@ -73,7 +73,7 @@ void Pass::begin() {
     }
     tokens_.insert(tokens_.end(), segment.tokens.begin(), segment.tokens.end());
     repeatable = repeatable && segment.keep_logits && segment.tokens.size() == 1 &&
-                 segment.hidden == nullptr;
+                 segment.hidden == nullptr && segment.observer == nullptr;
   }
   if (repeatable) {
     // The first and the last of the activations tell where the others are.
@@ -102,6 +102,7 @@ void Pass::attention(int64_t index) {
                   w_.sine,
                   model_.rope().pairs(),
                   h_.architecture->rope_layout});
+  observe(index);
   attend(index);
   linear(w_.attended, {{&layer.output, w_.x}}, true);
 }
@@ -132,6 +133,24 @@ void Pass::attend(int64_t layer) {
   }
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
   for (const Segment& segment : segments_) segment.session->attention_seconds_ += spent.count();
+}
+
+void Pass::observe(int64_t layer) {
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    const int64_t rows = static_cast<int64_t>(segment.tokens.size());
+    if (segment.observer != nullptr) {
+      const auto host = [&](const float* values, int64_t heads) {
+        std::vector<float> copy(static_cast<size_t>(rows * heads * h_.head_dim));
+        executor_.download(copy.data(), values + row * heads * h_.head_dim,
+                           static_cast<int64_t>(copy.size() * sizeof(float)));
+        return copy;
+      };
+      (*segment.observer)(layer, rows, host(w_.q, h_.heads).data(), host(w_.k, h_.kv_heads).data(),
+                          host(w_.v, h_.kv_heads).data());
+    }
+    row += rows;
+  }
 }
 
 void Pass::feed_forward(int64_t index) {

@@ -94,7 +94,7 @@ def inspect(
     # first stops before each boundary, and where scores are nearly equal rounding may decide otherwise there.
     session, whole = model.session(**options), model.session(**options)
     chunk = session.config["chunk_size"]
-    layers = _lola_layers(model)
+    layers = lola_layers(model)
     shape = (len(layers), model.info.heads, len(tokens))
     place, error = np.full(shape, HIDDEN, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
     begin = 0
@@ -125,7 +125,7 @@ def _record(
                 place[i, head, positions[cached:]] = WINDOW
 
 
-def _lola_layers(model: Model) -> list[int]:
+def lola_layers(model: Model) -> list[int]:
     empty = _core.Session(model._core, {})
     layers = []
     for layer in range(model.info.layers):

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+def default_files() -> tuple[str, str]:
+    """Base and adapter of the small model that ships with the package."""
+    folder = resources.files(__package__).joinpath("models")
+    return str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What a model is. Sizes are counts, weight_bytes is in bytes."""
@@ -86,9 +92,7 @@ class Model:
     @classmethod
     def default(cls, *, threads: int | None = None, device: str = "cpu") -> Model:
         """The small model that ships with the package, with its LoLA adapter."""
-        folder = resources.files(__package__).joinpath("models")
-        base, adapter = str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
-        return cls(base, adapter, threads=threads, device=device)
+        return cls(*default_files(), threads=threads, device=device)
 
     @property
     def tokenizer(self) -> Tokenizer:
