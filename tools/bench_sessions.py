@@ -90,9 +90,6 @@ def main() -> int:
     if options.model is not None:
         model = Model(options.model, options.adapter, threads=options.threads)
     print(f"{model.info.name or model.path}; {model.info.backend}")
-    begin = time.perf_counter()
-    assert model.tokenizer  # built at its first use, once for a model: no part of a session
-    print(f"the model's tokenizer: {1000 * (time.perf_counter() - begin):.1f} ms")
     rng = random.Random(1)
     tokens = [rng.randrange(2, model.info.vocabulary) for _ in range(options.tokens)]
     with tempfile.TemporaryDirectory() as folder:
