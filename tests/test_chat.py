@@ -202,6 +202,18 @@ def test_a_template_that_rewrites_earlier_turns_is_followed(model: Model) -> Non
         assert chat.session.tokens[: len(prompt)] == prompt
 
 
+def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(model: Model) -> None:
+    strict = "{% for m in messages %}{{ m.content or raise_exception('empty') }}{% endfor %}"
+    chat = Chat(model, template=ChatTemplate(strict))
+    talk(chat, "import os")
+    with pytest.raises(UsageError, match="empty"):
+        chat.send("")
+    with pytest.raises(TypeError):
+        chat.send("x", max_token=1)
+    talk(chat, "def f():")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "user"]
+
+
 def test_a_reply_can_be_cancelled_and_the_conversation_goes_on(model: Model) -> None:
     chat = Chat(model, template="chatml")
     reply = chat.send("import os", max_tokens=50, stop_at_end=False)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,24 @@ def test_legacy_arguments_warn_and_unknown_ones_are_type_errors() -> None:
     for call in (llm, llm.create_completion):
         with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
             call("a", temprature=1.0)
+
+
+def test_a_pattern_names_one_file_of_a_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["tiny-q8_0.gguf", "tiny-q4_0.gguf", "README.md"]
+    asked: list[tuple[str, str]] = []
+    hub = SimpleNamespace(
+        HfApi=lambda: SimpleNamespace(list_repo_files=lambda repo: names),
+        hf_hub_download=lambda repo, name, **folders: asked.append((repo, name)) or DEFAULT.path,
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    llm = Llama.from_pretrained("someone/tiny", "*q8_0.gguf", n_threads=1)
+    assert asked == [("someone/tiny", "tiny-q8_0.gguf")] and llm.model_path == DEFAULT.path
+    for pattern, count in (("*.gguf", 2), ("*.bin", 0)):
+        with pytest.raises(ValueError, match=f"someone/tiny: found {count} files that match"):
+            Llama.from_pretrained("someone/tiny", pattern)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'lola-cpp\[hub\]'"):
+        Llama.from_pretrained("someone/tiny", "*")
 
 
 # --- Embeddings and caches ---

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from .._core import UsageError
 from ..model import Model
 from ..session import Session
 
@@ -53,7 +54,10 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def text_of(options: argparse.Namespace) -> str:
     if options.prompt is not None:
         return str(options.prompt)
-    return sys.stdin.read() if str(options.file) == "-" else str(options.file.read_text(encoding="utf-8"))
+    try:
+        return sys.stdin.read() if str(options.file) == "-" else str(options.file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{options.file}: byte {error.start}: found no UTF-8, wanted text") from None
 
 
 def load_model(options: argparse.Namespace) -> Model:
