@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 
 from lola_cpp import Model, UsageError, cli
 from lola_cpp.inspection import CACHE, HIDDEN, WINDOW, inspect
+from reference.default_model import DEFAULT
 
 TEXT = "import os\n\n\ndef add(first, second):\n    return first + second\n" * 8
 
@@ -118,6 +122,13 @@ def test_doctor_tells_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (["chat"], "has no tokenizer.chat_template"),
         (["inspect", "-f", "missing.txt"], "missing.txt"),
         (["info", "--policy", "best"], "policy: found 'best'"),
+        (["info", "--window-size", "9" * 20], "window_size: found 99999999999999999999, wanted a 64-bit integer"),
+        (["info", "-a", "adapter.gguf"], "adapter: found without a model"),
+        (["info", "-t", "9" * 12], "threads: found 999999999999, wanted 1 to 1024"),
+        (["run", "-p", "x", "--seed", "-1"], "seed: found -1"),
+        (["run", "-p", "x", "--temperature", "nan"], "temperature: found nan"),
+        (["run", "-f", os.devnull, "-n", "-1"], "max_tokens: found -1"),
+        (["run", "-f", DEFAULT.path], "found no UTF-8, wanted text"),
     ],
 )
 def test_wrong_input_ends_in_one_line(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +143,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         cli.main([command, "--help"])
     assert end.value.code == 0
     assert "usage: lola-cpp" in capsys.readouterr().out
+
+
+def test_the_package_is_the_command() -> None:
+    run = subprocess.run([sys.executable, "-m", "lola_cpp", "--version"], capture_output=True, text=True)
+    assert run.stdout.startswith("lola-cpp ") and run.returncode == 0
 
 
 def test_run_saves_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -41,8 +42,10 @@ T option(const std::string& name, const py::handle& value, const char* wanted) {
   try {
     return py::cast<T>(value);
   } catch (const py::cast_error&) {
-    throw py::type_error(message("session: ", name, ": found ",
-                                 py::cast<std::string>(py::repr(value)), ", wanted ", wanted));
+    const std::string problem = message(
+        "session: ", name, ": found ", py::cast<std::string>(py::repr(value)), ", wanted ", wanted);
+    if (std::is_integral_v<T> && PyLong_Check(value.ptr())) throw UsageError(problem);  // too large
+    throw py::type_error(problem);
   }
 }
 
@@ -50,7 +53,9 @@ SessionConfig session_config(const Model& model, const py::dict& options) {
   SessionConfig config{model.attention().defaults, model.hyperparameters().training_context};
   for (const auto& [key, value] : options) {
     const std::string name = py::cast<std::string>(key);
-    const auto number = [&, &value = value] { return option<int64_t>(name, value, "an integer"); };
+    const auto number = [&, &value = value] {
+      return option<int64_t>(name, value, "a 64-bit integer");
+    };
     const auto text = [&, &value = value] { return option<std::string>(name, value, "a string"); };
     if (name == "window_size") {
       config.lola.window_size = number();

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
+MAX_THREADS = 1024
+
 
 def default_files() -> tuple[str, str]:
     """Base and adapter of the small model that ships with the package."""
@@ -81,8 +83,8 @@ class Model:
         for file in (path, adapter):
             if file is not None and not os.path.isfile(file):
                 raise FileNotFoundError(f"no such file: {os.fspath(file)}")
-        if threads is not None and threads < 1:
-            raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise _core.UsageError(f"threads: found {threads}, wanted 1 to {MAX_THREADS}, or None")
         self.path = os.fspath(path)
         # The vocabulary of a large model takes as long as its weights, and more memory before than after.
         with ThreadPoolExecutor(1) as beside:

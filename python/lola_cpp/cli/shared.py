@@ -62,6 +62,8 @@ def text_of(options: argparse.Namespace) -> str:
 
 def load_model(options: argparse.Namespace) -> Model:
     if options.model is None:
+        if options.adapter is not None:
+            raise UsageError("adapter: found without a model, wanted the --model that it is for")
         return Model.default(threads=options.threads, device=options.device)
     return Model(options.model, options.adapter, threads=options.threads, device=options.device)
 
