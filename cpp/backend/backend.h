@@ -139,6 +139,10 @@ class Backend {
 
   // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
   virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
+  // The same for memory that every pass uses from one end to the other.
+  virtual Buffer allocate_activations(int64_t bytes) const {
+    return allocate(bytes, "activations of a pass");
+  }
 
   // The row-wise weight at `data`, copied into this backend's memory in the layout of its products.
   // DeviceError when there is not enough. The copy lives as long as the backend.

@@ -158,6 +158,13 @@ class CpuBackend final : public Backend {
     return Buffer(reinterpret_cast<void*>(aligned), bytes, [raw](void*) { std::free(raw); });
   }
 
+  // A product writes some columns of every row: with small pages each row is another page to find.
+  Buffer allocate_activations(int64_t bytes) const override {
+    Buffer buffer = Backend::allocate_activations(bytes);
+    advise_huge_pages(buffer.as<void>(), static_cast<size_t>(bytes));
+    return buffer;
+  }
+
   WeightMatrix load(const QuantFormat& format, const uint8_t* data, int64_t rows,
                     int64_t cols) override {
     const WeightMatrix file{&format, data, rows, cols};
