@@ -15,6 +15,7 @@ from lola_cpp.eval.configurations import Configuration
 from lola_cpp.eval.haystacks import read_text
 from lola_cpp.eval.likelihood import segments_of
 from lola_cpp.model import default_files
+from reference.mirrored import write_mirrored
 from reference.rescaled import write_rescaled
 
 HEADS, KV_HEADS, DIM, LENGTH, WINDOW = 4, 2, 16, 200, 10
@@ -103,6 +104,16 @@ def test_a_model_of_the_same_attention_with_larger_keys_gets_smaller_kappas(tmp_
     ratio = np.array([b.kappa / a.kappa for a, b in zip(plain, larger, strict=True) if abs(a.correlation) > 0.2])
     assert len(ratio) > 20
     assert np.median(ratio) == pytest.approx(0.25, rel=0.02)  # quantized activations round differently
+
+
+def test_a_model_of_the_same_attention_with_mirrored_norms_gets_negative_kappas(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
+    write_mirrored(base, adapter)
+    segments = segments_of(Configuration("model", threads=1), read_text("stdlib"), 600, 1)
+    plain, mirrored = (calibrate(m, segments) for m in (Model.default(threads=1), Model(base, adapter, threads=1)))
+    pairs = [(a.kappa, b.kappa) for a, b in zip(plain, mirrored, strict=True) if abs(a.correlation) > 0.2]
+    assert len(pairs) > 20
+    np.testing.assert_allclose(np.median([b / a for a, b in pairs]), -1.0, rtol=0.1)
 
 
 def test_the_command_writes_an_adapter_that_uses_its_kappas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
