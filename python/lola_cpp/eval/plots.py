@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from colorsys import hls_to_rgb
 from xml.sax.saxutils import escape
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")  # Paul Tol's bright scheme
@@ -23,11 +24,10 @@ def heat_map(
         parts.append(_text(_LEFT - 8, y + 20, f"{row:.0%}", anchor="end"))
         for i, column in enumerate(columns):
             value = values[column, row]
-            hue = round(120 * min(1.0, max(0.0, value)))
             x = _LEFT + i * _CELL_WIDTH
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{_CELL_WIDTH - 1}" height="{_CELL_HEIGHT - 1}" '
-                f'fill="hsl({hue},60%,70%)"/>'
+                f'fill="{_red_to_green(value)}"/>'
             )
             parts.append(_text(x + _CELL_WIDTH / 2, y + 19, f"{value:.2f}", anchor="middle"))
     return _page(_LEFT + len(columns) * _CELL_WIDTH + 20, _TOP + 30 + len(rows) * _CELL_HEIGHT, parts)
@@ -60,6 +60,12 @@ def line_plot(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *,
     longest = max(map(len, lines))
     height = _TOP + max(_HEIGHT + 30, 18 * len(lines) + 12)
     return _page(_LEFT + _WIDTH + 30 + 8 * longest, height, parts)
+
+
+def _red_to_green(value: float) -> str:
+    """As numbers: not every program that shows SVG knows hsl()."""
+    hue = min(1.0, max(0.0, value)) / 3
+    return "#" + "".join(f"{round(255 * part):02x}" for part in hls_to_rgb(hue, 0.7, 0.6))
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", bold: bool = False, colour: str = "#222222") -> str:
