@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from tiny.corpus import BOS, Corpus
 
 NOISE = ["The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again."]
 # Never trained on; the words of lola_cpp.recall are among them.
-HELD_OUT_WORDS = (
-    "pumpkin lantern river anchor violin meadow copper falcon island mirror basket candle desert engine forest garden "
-    "hammer jacket kettle ladder magnet needle orchid pepper quarry ribbon saddle temple umbrella velvet window "
-    "zipper bridge carpet dragon feather glacier harbor jungle marble"
-).split()
+_HELD_OUT_WORDS = (
+    "pumpkin lantern river anchor violin meadow copper falcon island mirror basket candle desert engine "
+    "forest garden hammer jacket kettle ladder magnet needle orchid pepper quarry ribbon saddle temple "
+    "umbrella velvet window zipper bridge carpet dragon feather glacier harbor jungle marble"
+)
+HELD_OUT_WORDS = _HELD_OUT_WORDS.split()
 TEXT, REST, ANSWER = 0, 1, 2  # what a token is: plain text, haystack and questions, answers
 TASKS = ("passkey", "needle", "needle in text", "four keys", "variables")
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -71,14 +73,14 @@ class TaskMaker:
     def sample(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Training: tokens and kinds, [length] each."""
         draw = self.rng.random()
-        if draw < 0.07:
+        if draw < 0.05:
             return self._repeats(length)
-        if draw < 0.14:
+        if draw < 0.10:
             return self._key_values(length)
         many = max(1, min(16, length // 256))
-        if draw < 0.30:
+        if draw < 0.22:
             puzzle = self.passkey(extra=int(self.rng.integers(0, 3)))
-        elif draw < 0.50:
+        elif draw < 0.55:
             puzzle = self.variables(chains=int(self.rng.integers(1, 3)) if length >= 512 else 1)
         else:
             puzzle = self.magic(int(min(many, 2 ** self.rng.integers(0, 5))), int(self.rng.integers(1, 7)))
@@ -110,12 +112,21 @@ class TaskMaker:
         """A number for each word, for some words several."""
         words = self.rng.choice(self.words, keys, replace=False).tolist()
         several = self.words is not HELD_OUT_WORDS and self.rng.random() < 0.2
-        numbers = {word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words}
+        numbers = {
+            word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words
+        }
         hidden = self._shuffled(
             [f"One of the special magic numbers for {word} is: {number}." for word in words for number in numbers[word]]
         )
-        what, about = ("Some special magic numbers are", "numbers") if len(hidden) > 1 else ("A special magic number is", "number")
-        opening = f"{what} hidden within the following text. Make sure to memorize it. I will quiz you about the {about} afterwards.\n"
+        what, about = (
+            ("Some special magic numbers are", "numbers")
+            if len(hidden) > 1
+            else ("A special magic number is", "number")
+        )
+        opening = (
+            f"{what} hidden within the following text. Make sure to memorize it. "
+            f"I will quiz you about the {about} afterwards.\n"
+        )
         first_said = {number: i for i, sentence in enumerate(hidden) for number in [sentence[-8:-1]]}
         asked = [self._magic_question([word], numbers, first_said) for word in words[:questions]]
         if keys > 1 and self.words is not HELD_OUT_WORDS and self.rng.random() < 0.3:
@@ -135,11 +146,11 @@ class TaskMaker:
         hidden, questions = [], []
         for _ in range(chains):
             value, names = self._number(5), ["".join(self.rng.choice(_LETTERS, 5)) for _ in range(5)]
-            hidden.append([f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in zip(names, names[1:], strict=False))])
+            hidden.append([f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))])
             text = (
                 f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
-                f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the value "
-                f"{value}, they are:"
+                f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the "
+                f"value {value}, they are:"
             )
             questions.append(Question(text, f" {', '.join(names)}"))
         # Chains are woven into each other, each in its own order.
@@ -156,7 +167,11 @@ class TaskMaker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The haystack loses its beginning, so that question and hidden sentences meet whole units of it."""
         opening = np.concatenate([[BOS], self.encode(puzzle.opening)])
-        room = length - len(opening) - sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
+        room = (
+            length
+            - len(opening)
+            - sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
+        )
         haystack = make_haystack(max(room, 1))
         hidden = [self.encode(f"{line}\n" if haystack.lines else f" {line}") for line in puzzle.hidden]
         cuts = np.sort(self.rng.choice(haystack.places, len(hidden)))
