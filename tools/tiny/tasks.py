@@ -1,5 +1,5 @@
 """Recall tasks as tokens: something hidden in a long text, and questions after it. The wording is the literature's
-(pass keys: arXiv 2305.16300; the others RULER's: arXiv 2404.06654); words, numbers and haystacks are drawn anew.
+(pass keys: arXiv 2305.16300; the others RULER's: arXiv 2404.06654); the words of lola_cpp.eval are never trained on.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from lola_cpp.eval.tasks import WORDS
 from tiny.corpus import BOS, Corpus
 
 NOISE = ["The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again."]
-# Never trained on; the words of lola_cpp.recall are among them.
-_HELD_OUT_WORDS = (
-    "pumpkin lantern river anchor violin meadow copper falcon island mirror basket candle desert engine "
-    "forest garden hammer jacket kettle ladder magnet needle orchid pepper quarry ribbon saddle temple "
-    "umbrella velvet window zipper bridge carpet dragon feather glacier harbor jungle marble"
-)
-HELD_OUT_WORDS = _HELD_OUT_WORDS.split()
 TEXT, REST, ANSWER = 0, 1, 2  # what a token is: plain text, haystack and questions, answers
 TASKS = ("passkey", "needle", "needle in text", "four keys", "variables")
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -54,13 +48,19 @@ class Haystack:
     places: np.ndarray
     lines: bool
 
+    def last(self, count: int) -> Haystack:
+        """It loses its beginning, so that the question meets a whole unit of it."""
+        gone = max(0, len(self.tokens) - max(0, count))
+        places = self.places[self.places >= gone] - gone
+        return Haystack(self.tokens[gone:], places if len(places) else np.array([len(self.tokens) - gone]), self.lines)
+
 
 class TaskMaker:
     """Samples of exact lengths, from one random generator."""
 
     def __init__(self, corpus: Corpus, rng: np.random.Generator, *, held_out: bool = False) -> None:
-        self.corpus, self.rng = corpus, rng
-        self.words = HELD_OUT_WORDS if held_out else sorted(set(corpus.words) - set(HELD_OUT_WORDS))
+        self.corpus, self.rng, self.held_out = corpus, rng, held_out
+        self.words = list(WORDS) if held_out else sorted(set(corpus.words) - set(WORDS))
         self.dense = (corpus.dense_held_out if held_out else corpus.dense_training).astype(np.int32)
         ends = np.array([corpus.tokenizer.decode([i]).endswith("\n") for i in range(corpus.tokenizer.get_vocab_size())])
         self.line_starts = np.flatnonzero(ends[self.dense[:-1]]) + 1
@@ -111,7 +111,7 @@ class TaskMaker:
     def magic(self, keys: int, questions: int) -> Puzzle:
         """A number for each word, for some words several."""
         words = self.rng.choice(self.words, keys, replace=False).tolist()
-        several = self.words is not HELD_OUT_WORDS and self.rng.random() < 0.2
+        several = not self.held_out and self.rng.random() < 0.2
         numbers = {
             word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words
         }
@@ -129,7 +129,7 @@ class TaskMaker:
         )
         first_said = {number: i for i, sentence in enumerate(hidden) for number in [sentence[-8:-1]]}
         asked = [self._magic_question([word], numbers, first_said) for word in words[:questions]]
-        if keys > 1 and self.words is not HELD_OUT_WORDS and self.rng.random() < 0.3:
+        if keys > 1 and not self.held_out and self.rng.random() < 0.3:
             asked.append(self._magic_question(words[: int(self.rng.integers(2, 5))], numbers, first_said))
         return Puzzle(opening, hidden, asked)
 
@@ -165,15 +165,12 @@ class TaskMaker:
     def assemble(
         self, puzzle: Puzzle, length: int, make_haystack: Callable[[int], Haystack]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The haystack loses its beginning, so that question and hidden sentences meet whole units of it."""
+        """Tokens and kinds, [length] each."""
         opening = np.concatenate([[BOS], self.encode(puzzle.opening)])
-        room = (
-            length
-            - len(opening)
-            - sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
-        )
-        haystack = make_haystack(max(room, 1))
+        haystack = make_haystack(length)
         hidden = [self.encode(f"{line}\n" if haystack.lines else f" {line}") for line in puzzle.hidden]
+        asked = sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
+        haystack = haystack.last(length - len(opening) - sum(map(len, hidden)) - asked)
         cuts = np.sort(self.rng.choice(haystack.places, len(hidden)))
         parts, last = [], 0
         for cut, sentence in zip(cuts, hidden, strict=True):
@@ -183,9 +180,8 @@ class TaskMaker:
         tail, tail_kinds = self._questions(puzzle.questions, body, haystack.lines)
         if body[-1] == self.full_stop and not haystack.lines:
             body = body[:-1]
-        body = np.concatenate([opening, body[max(0, len(opening) + len(body) + len(tail) - length) :]])
-        kinds = np.concatenate([np.full(len(body), REST), tail_kinds]).astype(np.uint8)
-        return self._exactly(np.concatenate([body, tail]), length), self._exactly(kinds, length)
+        kinds = np.concatenate([np.full(len(opening) + len(body), REST), tail_kinds]).astype(np.uint8)
+        return self._exactly(np.concatenate([opening, body, tail]), length), self._exactly(kinds, length)
 
     def _questions(self, questions: list[Question], body: np.ndarray, lines: bool) -> tuple[np.ndarray, np.ndarray]:
         """As one text would be tokenized: a full stop and the line end after it are one token."""
