@@ -1,4 +1,4 @@
-"""Distillation: the student computes what the engine does, runs go on exactly after a kill, and bad input is refused."""
+"""Distillation: the student computes what the engine does, a killed run goes on exactly, bad input is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lola_cpp import Model
 from lola_cpp._core import DeviceError, FormatError, UnsupportedError, UsageError
@@ -70,8 +71,6 @@ def write_folder(folder: Path, arch: str = "llama", name: str | None = None, **s
     save_file(weights, folder / "model.safetensors")
     values = tiny_gguf.hf_config(config) | ({"architectures": [name], "model_type": "mistral"} if name else {})
     (folder / "config.json").write_text(json.dumps(values))
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<s>", "</s>", *alphabet, *(f"<{i}>" for i in range(config.vocab_size - 2 - len(alphabet)))]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
@@ -293,7 +292,7 @@ def test_files_folders_and_json_lines_become_one_row_of_tokens(tmp_path, options
     (tmp_path / "d" / "b.bin").write_bytes(b"\xff")
     (tmp_path / "e.jsonl").write_text('{"text": "ab"}\n{"tokens": [7, 8, 9]}\n{"text": "c"}\n')
     found = read(options, tmp_path / "d", tmp_path / "e.jsonl", length=3).tokens
-    a = 2 + sorted(__import__("tokenizers").pre_tokenizers.ByteLevel.alphabet()).index("a")
+    a = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("a")
     assert found.flatten().tolist() == [a, a + 1, a + 2, a + 3, 1, a, a + 1, 1, 7, 8, 9, a + 2]
 
 
@@ -378,7 +377,7 @@ def test_weights_that_do_not_fit_the_config_are_named(options):
 def test_a_card_that_is_too_small_is_said_before_anything_is_read(options, monkeypatch):
     base = open_teacher(options).base
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 1 << 30))
-    with pytest.raises(DeviceError, match="found 0.0 GiB free, wanted about .*: try weights host"):
+    with pytest.raises(DeviceError, match=r"found 0\.0 GiB free, wanted about .*: try weights host"):
         capacity.check_capacity(replace(options, device="cuda"), base, 1 << 30, 1 << 30)
 
 

@@ -208,9 +208,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument(
-        "--life", type=float, default=120, help="seconds before a worker is killed, on average"
-    )
+    parser.add_argument("--life", type=float, default=120, help="seconds before a worker is killed, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

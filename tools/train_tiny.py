@@ -11,7 +11,6 @@ Every stage leaves its result in the folder and goes on from there: the corpus a
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -19,16 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from lola_cpp.convert.adapter import Settings
+from lola_cpp.distill.options import Options
+from lola_cpp.distill.run import distill
 from tiny.corpus import Corpus, prepare
 from tiny.evaluate import copy_tokenizer, evaluate
 from tiny.model import KAPPA
 from tiny.tasks import TaskMaker
 from tiny.teacher import Plan, train
-
-from lola_cpp.convert.adapter import Settings
-from lola_cpp.distill.export import export_adapter
-from lola_cpp.distill.options import Options
-from lola_cpp.distill.run import distill
 
 RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
 
@@ -72,7 +70,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--teacher-seconds", type=float, default=330)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
     parser.add_argument("--longest", type=int, default=32768)
-    parser.add_argument("--demand-weight", type=float, default=0.05, help="of the loss that key norms foretell demand")
+    parser.add_argument(
+        "--demand-weight",
+        type=float,
+        default=0.05,
+        help="of the loss that makes keys and values foretell what is asked for",
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
     parser.add_argument("--length", type=int, default=2048, help="of the distillation's sequences")
@@ -109,20 +112,17 @@ def main() -> int:
         write_samples(corpus, folder / "samples.jsonl", count=given.samples, length=given.length)
     say("samples")
     student = distill(options_for(given), folder / "tiny-lola.gguf")
-    print((folder / "distill" / "report.json").read_text(encoding="utf-8"))
     say("distilled")
-    result = evaluate(
+    print((folder / "distill" / "report.json").read_text(encoding="utf-8"))
+    evaluate(
         student,
         corpus,
+        folder / "results.json",
         lengths=given.lengths,
         sparse=given.sparse,
         samples=given.prompts,
         seconds=given.evaluation_seconds,
     )
-    (folder / "results.json").write_text(json.dumps(result, indent=1))
-    settings = dataclasses.replace(student.options.settings, kappa=result["kappa"])
-    student.options = dataclasses.replace(student.options, settings=settings)
-    export_adapter(student, folder / "tiny-lola.gguf")
     say("evaluated")
     return 0
 

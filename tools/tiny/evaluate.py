@@ -6,6 +6,7 @@ An answer is right where every one of its tokens is the most likely one, which i
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterable
@@ -99,43 +100,41 @@ class Evaluation:
 
 
 def evaluate(
-    student: Student, corpus: Corpus, *, lengths: list[int], sparse: list[int], samples: int, seconds: float
-) -> dict[str, object]:
-    """All tables, the most telling first; what `seconds` do not suffice for is left out."""
+    student: Student,
+    corpus: Corpus,
+    output: Path,
+    *,
+    lengths: list[int],
+    sparse: list[int],
+    samples: int,
+    seconds: float,
+) -> None:
+    """Writes and prints all tables in the order of `lengths`; what `seconds` do not suffice for is left out."""
     begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
-    kappas = _try_kappas(evaluation, min(8192, max(lengths)), samples)
-    kappa = max(kappas, key=lambda value: kappas[value])
+    kappa = student.options.settings.kappa
     memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
-    large = [Memory(window, size, kappa=kappa) for window, size in ((64, 448), (256, 256), (512, 0))]
-    result: dict[str, object] = {"kappa": kappa, "kappas": kappas, "samples": samples}
+    paper = [Memory(64, size, "self_recall") for size in sparse]
+    large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
     short = min(4096, max(lengths))
-    result["perplexity"] = {str(n): evaluation.perplexity(n, [*memories, *large]) for n in (1024, short) if n <= short}
+    result: dict[str, object] = {
+        "perplexity": {str(short): evaluation.perplexity(short, [*memories, *paper[-1:], *large])}
+    }
     print(_table("perplexity by length", result["perplexity"]), flush=True)
-    plain = [Memory(64, size, "self_recall") for size in sparse]
     result["recall"] = {}
     for length in lengths:
         if time.perf_counter() - begin > seconds:
             print(f"left out from length {length} on: the evaluation's {seconds:.0f} s are spent")
             break
-        # Long prompts take long: fewer of them, and two sizes of the cache.
+        # Long prompts take long: fewer of them, and fewer sizes of the cache.
         is_long = length > 2 * short
-        rows = [*memories[:2], memories[3], memories[-1]] if is_long else memories + (plain if length == short else [])
+        rows = (
+            [*memories[:2], memories[3], memories[-1]] if is_long else [*memories, *(paper if length == short else [])]
+        )
         count = samples // 2 if is_long else samples
         cells = {task: evaluation.recall(task, length, rows, count) for task in TASKS}
         result["recall"][str(length)] = {"prompts": count} | cells
         print(_table(f"recall at {length}, n = {count}", cells), flush=True)
-    return result
-
-
-def _try_kappas(evaluation: Evaluation, length: int, samples: int) -> dict[float, float]:
-    """Mean recall of the two hardest tasks by kappa, with little cache."""
-    found = {}
-    for kappa in (0.0, 1.0, 2.0, 4.0, 8.0):
-        memory = Memory(64, 32, kappa=kappa)
-        shares = [evaluation.recall(task, length, [memory], samples) for task in ("needle in text", "four keys")]
-        found[kappa] = float(np.mean([share[memory.name] for share in shares]))
-    print("recall by kappa:", found, flush=True)
-    return found
+        output.write_text(json.dumps(result, indent=1))
 
 
 def _table(title: str, columns: dict[str, dict[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""The tiny Llama in plain PyTorch: everything but the attention runs on flat rows, so one compiled shape serves all lengths."""
+"""The tiny Llama in plain PyTorch. All but the attention runs on flat rows: one compiled shape serves all lengths."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ CONFIG = {
 }
 HEADS, KV_HEADS, HEAD_DIM = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
 KAPPA = 4.0  # of weighted_recall, which the demand loss trains the key norms for
+_VALUE_SHARPNESS = 4.0  # ten times the demand: squared distance from the mean times 10^(1 / 4)
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
@@ -45,8 +46,17 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
-        sizes = {"q": (HEADS * HEAD_DIM, hidden), "k": (KV_HEADS * HEAD_DIM, hidden), "v": (KV_HEADS * HEAD_DIM, hidden)}
-        sizes |= {"o": (hidden, HEADS * HEAD_DIM), "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+        sizes = {
+            "q": (HEADS * HEAD_DIM, hidden),
+            "k": (KV_HEADS * HEAD_DIM, hidden),
+            "v": (KV_HEADS * HEAD_DIM, hidden),
+        }
+        sizes |= {
+            "o": (hidden, HEADS * HEAD_DIM),
+            "gate": (inner, hidden),
+            "up": (inner, hidden),
+            "down": (hidden, inner),
+        }
         for name, (rows, columns) in sizes.items():
             value = torch.randn(rows, columns) * columns**-0.5
             self.register_parameter(name, nn.Parameter(value * 0.3 if name in ("o", "down") else value))
@@ -62,7 +72,9 @@ class Layer(nn.Module):
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
         x = x + functional.linear(heads, self.o)
         y = _norm(x, self.mlp_norm)
-        return x + functional.linear(functional.silu(functional.linear(y, self.gate)) * functional.linear(y, self.up), self.down)
+        return x + functional.linear(
+            functional.silu(functional.linear(y, self.gate)) * functional.linear(y, self.up), self.down
+        )
 
 
 class TinyLlama(nn.Module):
@@ -81,7 +93,7 @@ class TinyLlama(nn.Module):
         return [p for p in self.layers.parameters() if p.ndim == 2]
 
     def forward(self, tokens: Tensor, targets: Tensor, queries: Tensor | None, near: int) -> tuple[Tensor, Tensor]:
-        """Losses [rows] of tokens [batch, length], and how badly key norms foretell demand.
+        """Losses [rows] of tokens [batch, length], and how badly keys and values foretell demand.
 
         queries [batch, count]: places whose attention is looked at; near: what is closer is no demand on the cache.
         """
@@ -94,7 +106,7 @@ class TinyLlama(nn.Module):
             q, k, v = self.project(layer, x, cos, sin)
             q, k, v = (y.unflatten(0, (batch, length)).transpose(1, 2) for y in (q, k, v))
             if queries is not None:
-                demand = demand + _demand_loss(q, k, queries, near) / len(self.layers)
+                demand = demand + _demand_loss(q, k, v, queries, near) / len(self.layers)
             x = self.finish(layer, x, attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
         return self.losses(_norm(x, self.norm), self.output, targets.flatten()), demand
 
@@ -108,7 +120,9 @@ class TinyLlama(nn.Module):
             parts |= {f"mlp.{name}_proj": getattr(layer, name) for name in ("gate", "up", "down")}
             parts |= {"input_layernorm": layer.attention_norm, "post_attention_layernorm": layer.mlp_norm}
             names |= {f"model.layers.{i}.{name}": value for name, value in parts.items()}
-        tensors = {f"{name}.weight": value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in names.items()}
+        tensors = {
+            f"{name}.weight": value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in names.items()
+        }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -137,10 +151,11 @@ def _losses(x: Tensor, output: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(functional.linear(x, output).float(), targets, reduction="none")
 
 
-def _demand_loss(q: Tensor, k: Tensor, queries: Tensor, near: int) -> Tensor:
-    """Cross-entropy between what later queries ask of each far key and the softmax of the keys' squared norms.
+def _demand_loss(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, near: int) -> Tensor:
+    """How badly keys and values foretell what later queries ask of each far pair: two cross-entropies.
 
-    weighted_recall keeps pairs by recall error times exp(kappa |k|^2 / 2 d): that is right where the norms tell the demand.
+    self_recall keeps the pairs whose values are far from what a mean of all recalls, weighted_recall multiplies that
+    with exp(kappa |k|^2 / 2 d): both are right where unusual values and large keys are those that will be asked for.
     """
     with torch.no_grad():
         index = queries[:, None, :, None].expand(-1, HEADS, -1, HEAD_DIM)
@@ -150,7 +165,7 @@ def _demand_loss(q: Tensor, k: Tensor, queries: Tensor, near: int) -> Tensor:
         logits = (chosen @ k.transpose(-1, -2)).float() * HEAD_DIM**-0.5
         weights = logits.masked_fill(distance < 0, float("-inf")).softmax(-1)
         asked = weights.masked_fill(distance < near, 0).mean(2)
-    foretold = (KAPPA * k.float().square().sum(-1) / (2 * HEAD_DIM)).log_softmax(-1)
-    return -(asked * foretold).sum(-1).mean()
-
-
+    by_key = KAPPA * k.float().square().sum(-1) / (2 * HEAD_DIM)
+    unusual = v.float() - v.float().mean(2, keepdim=True)
+    by_value = _VALUE_SHARPNESS * (unusual.square().sum(-1) + 1e-6).log()
+    return -(asked * (by_key.log_softmax(-1) + by_value.log_softmax(-1))).sum(-1).mean()

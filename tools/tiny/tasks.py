@@ -1,5 +1,5 @@
 """Recall tasks as tokens: something hidden in a long text, and questions after it. The wording is the literature's
-(pass keys: arXiv 2305.16300; the others RULER's: arXiv 2404.06654); words, numbers and haystacks are drawn anew.
+(pass keys: arXiv 2305.16300; the others RULER's: arXiv 2404.06654); the words of lola_cpp.eval are never trained on.
 """
 
 from __future__ import annotations
@@ -7,18 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
+from lola_cpp.eval.tasks import WORDS
 from tiny.corpus import BOS, Corpus
 
 NOISE = ["The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again."]
-# Never trained on; the words of lola_cpp.recall are among them.
-HELD_OUT_WORDS = (
-    "pumpkin lantern river anchor violin meadow copper falcon island mirror basket candle desert engine forest garden "
-    "hammer jacket kettle ladder magnet needle orchid pepper quarry ribbon saddle temple umbrella velvet window "
-    "zipper bridge carpet dragon feather glacier harbor jungle marble"
-).split()
 TEXT, REST, ANSWER = 0, 1, 2  # what a token is: plain text, haystack and questions, answers
 TASKS = ("passkey", "needle", "needle in text", "four keys", "variables")
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -52,13 +48,19 @@ class Haystack:
     places: np.ndarray
     lines: bool
 
+    def last(self, count: int) -> Haystack:
+        """It loses its beginning, so that the question meets a whole unit of it."""
+        gone = max(0, len(self.tokens) - max(0, count))
+        places = self.places[self.places >= gone] - gone
+        return Haystack(self.tokens[gone:], places if len(places) else np.array([len(self.tokens) - gone]), self.lines)
+
 
 class TaskMaker:
     """Samples of exact lengths, from one random generator."""
 
     def __init__(self, corpus: Corpus, rng: np.random.Generator, *, held_out: bool = False) -> None:
-        self.corpus, self.rng = corpus, rng
-        self.words = HELD_OUT_WORDS if held_out else sorted(set(corpus.words) - set(HELD_OUT_WORDS))
+        self.corpus, self.rng, self.held_out = corpus, rng, held_out
+        self.words = list(WORDS) if held_out else sorted(set(corpus.words) - set(WORDS))
         self.dense = (corpus.dense_held_out if held_out else corpus.dense_training).astype(np.int32)
         ends = np.array([corpus.tokenizer.decode([i]).endswith("\n") for i in range(corpus.tokenizer.get_vocab_size())])
         self.line_starts = np.flatnonzero(ends[self.dense[:-1]]) + 1
@@ -71,14 +73,14 @@ class TaskMaker:
     def sample(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Training: tokens and kinds, [length] each."""
         draw = self.rng.random()
-        if draw < 0.07:
+        if draw < 0.05:
             return self._repeats(length)
-        if draw < 0.14:
+        if draw < 0.10:
             return self._key_values(length)
         many = max(1, min(16, length // 256))
-        if draw < 0.30:
+        if draw < 0.22:
             puzzle = self.passkey(extra=int(self.rng.integers(0, 3)))
-        elif draw < 0.50:
+        elif draw < 0.55:
             puzzle = self.variables(chains=int(self.rng.integers(1, 3)) if length >= 512 else 1)
         else:
             puzzle = self.magic(int(min(many, 2 ** self.rng.integers(0, 5))), int(self.rng.integers(1, 7)))
@@ -109,16 +111,25 @@ class TaskMaker:
     def magic(self, keys: int, questions: int) -> Puzzle:
         """A number for each word, for some words several."""
         words = self.rng.choice(self.words, keys, replace=False).tolist()
-        several = self.words is not HELD_OUT_WORDS and self.rng.random() < 0.2
-        numbers = {word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words}
+        several = not self.held_out and self.rng.random() < 0.2
+        numbers = {
+            word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words
+        }
         hidden = self._shuffled(
             [f"One of the special magic numbers for {word} is: {number}." for word in words for number in numbers[word]]
         )
-        what, about = ("Some special magic numbers are", "numbers") if len(hidden) > 1 else ("A special magic number is", "number")
-        opening = f"{what} hidden within the following text. Make sure to memorize it. I will quiz you about the {about} afterwards.\n"
+        what, about = (
+            ("Some special magic numbers are", "numbers")
+            if len(hidden) > 1
+            else ("A special magic number is", "number")
+        )
+        opening = (
+            f"{what} hidden within the following text. Make sure to memorize it. "
+            f"I will quiz you about the {about} afterwards.\n"
+        )
         first_said = {number: i for i, sentence in enumerate(hidden) for number in [sentence[-8:-1]]}
         asked = [self._magic_question([word], numbers, first_said) for word in words[:questions]]
-        if keys > 1 and self.words is not HELD_OUT_WORDS and self.rng.random() < 0.3:
+        if keys > 1 and not self.held_out and self.rng.random() < 0.3:
             asked.append(self._magic_question(words[: int(self.rng.integers(2, 5))], numbers, first_said))
         return Puzzle(opening, hidden, asked)
 
@@ -135,11 +146,11 @@ class TaskMaker:
         hidden, questions = [], []
         for _ in range(chains):
             value, names = self._number(5), ["".join(self.rng.choice(_LETTERS, 5)) for _ in range(5)]
-            hidden.append([f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in zip(names, names[1:], strict=False))])
+            hidden.append([f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))])
             text = (
                 f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
-                f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the value "
-                f"{value}, they are:"
+                f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the "
+                f"value {value}, they are:"
             )
             questions.append(Question(text, f" {', '.join(names)}"))
         # Chains are woven into each other, each in its own order.
@@ -154,11 +165,12 @@ class TaskMaker:
     def assemble(
         self, puzzle: Puzzle, length: int, make_haystack: Callable[[int], Haystack]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The haystack loses its beginning, so that question and hidden sentences meet whole units of it."""
+        """Tokens and kinds, [length] each."""
         opening = np.concatenate([[BOS], self.encode(puzzle.opening)])
-        room = length - len(opening) - sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
-        haystack = make_haystack(max(room, 1))
+        haystack = make_haystack(length)
         hidden = [self.encode(f"{line}\n" if haystack.lines else f" {line}") for line in puzzle.hidden]
+        asked = sum(len(self.encode(q.text)) + len(self.encode(q.answer)) + 1 for q in puzzle.questions)
+        haystack = haystack.last(length - len(opening) - sum(map(len, hidden)) - asked)
         cuts = np.sort(self.rng.choice(haystack.places, len(hidden)))
         parts, last = [], 0
         for cut, sentence in zip(cuts, hidden, strict=True):
@@ -168,9 +180,8 @@ class TaskMaker:
         tail, tail_kinds = self._questions(puzzle.questions, body, haystack.lines)
         if body[-1] == self.full_stop and not haystack.lines:
             body = body[:-1]
-        body = np.concatenate([opening, body[max(0, len(opening) + len(body) + len(tail) - length) :]])
-        kinds = np.concatenate([np.full(len(body), REST), tail_kinds]).astype(np.uint8)
-        return self._exactly(np.concatenate([body, tail]), length), self._exactly(kinds, length)
+        kinds = np.concatenate([np.full(len(opening) + len(body), REST), tail_kinds]).astype(np.uint8)
+        return self._exactly(np.concatenate([opening, body, tail]), length), self._exactly(kinds, length)
 
     def _questions(self, questions: list[Question], body: np.ndarray, lines: bool) -> tuple[np.ndarray, np.ndarray]:
         """As one text would be tokenized: a full stop and the line end after it are one token."""

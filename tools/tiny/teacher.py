@@ -1,4 +1,4 @@
-"""Trains the softmax teacher: Muon on the matrices, AdamW on the rest, lengths that grow, a fixed number of tokens a step."""
+"""Trains the softmax teacher: Muon and AdamW, lengths that grow, a fixed number of tokens a step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng((self.seed, info.id if info else 0))
-        maker, text, renamer = TaskMaker(self.corpus, rng), self.corpus.training.astype(np.int64), Renamer(self.corpus, rng)
+        maker, text, renamer = (
+            TaskMaker(self.corpus, rng),
+            self.corpus.training.astype(np.int64),
+            Renamer(self.corpus, rng),
+        )
         while True:
             share = max(row for row in SCHEDULE if row[0] <= self.progress.value)[1]
             length = min(int(rng.choice(list(share), p=list(share.values()))), self.plan.longest)
@@ -96,7 +100,9 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     model = TinyLlama().to(device)
     rest = [p for p in model.parameters() if not any(p is m for m in model.matrices())]
     optimizers = [
-        torch.optim.Muon(model.matrices(), lr=plan.rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            model.matrices(), lr=plan.rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     path = folder / "teacher.pt"
@@ -105,7 +111,9 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
         model.compile_parts()
     batches = Batches(corpus, plan, seed + step)
     batches.progress.value = spent / plan.seconds
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=plan.workers, prefetch_factor=2 if plan.workers else None))
+    loader = iter(
+        DataLoader(batches, batch_size=None, num_workers=plan.workers, prefetch_factor=2 if plan.workers else None)
+    )
     bar = tqdm(total=int(plan.seconds), initial=int(spent), unit="s", desc="teacher", mininterval=5)
     begin, saved, log = time.perf_counter() - spent, spent, Log()
     waited = 0.0
@@ -128,7 +136,11 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
                 saved = spent
     bar.close()
     _save(path, model, optimizers, step, spent)
-    print(f"teacher: {step} steps of {plan.tokens:,} tokens in {spent:.0f} s, {waited:.0f} s of them waiting for samples, {log.text()}", flush=True)
+    print(
+        f"teacher: {step} steps of {plan.tokens:,} tokens in {spent:.0f} s, "
+        f"{waited:.0f} s of them waiting for samples, {log.text()}",
+        flush=True,
+    )
     return model
 
 
@@ -137,14 +149,16 @@ def rate_factor(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 150) * min(1.0, 1.0 - 0.97 * (progress - 0.65) / 0.35)
 
 
-def train_step(model: TinyLlama, optimizers: list, tokens: Tensor, kinds: Tensor, plan: Plan, progress: float) -> Tensor:
+def train_step(
+    model: TinyLlama, optimizers: list, tokens: Tensor, kinds: Tensor, plan: Plan, progress: float
+) -> Tensor:
     length = tokens.shape[1] - 1
     queries = None
     if progress >= DEMAND_FROM and length >= min(DEMAND_LENGTH, plan.longest):
         # Answers, where there are any, and places drawn anywhere.
         order = (kinds == ANSWER) + 1.2 * torch.rand(kinds.shape, device=kinds.device)
         queries = order.topk(min(DEMAND_QUERIES, length)).indices
-    with torch.autocast(tokens.device.type, torch.bfloat16):
+    with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
         losses, demand = model(tokens[:, :-1], tokens[:, 1:], queries, NEAR)
     kinds = kinds.flatten()
     weights = torch.where(kinds == TEXT, 1.0, torch.where(kinds == ANSWER, 0.0, REST_WEIGHT))
@@ -175,7 +189,12 @@ class Log:
 
 def _save(path: Path, model: TinyLlama, optimizers: list, step: int, spent: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "spent": spent}
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "step": step,
+        "spent": spent,
+    }
     torch.save(state, path.with_suffix(".partial"))
     os.replace(path.with_suffix(".partial"), path)
 

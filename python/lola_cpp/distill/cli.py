@@ -65,8 +65,8 @@ def _run(given: argparse.Namespace) -> None:
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = given.folder or given.output.with_suffix("")
-    plain = ("model", "weights", "length", "batch", "micro_batch", "transfer_steps", "transfer_rate", "lora_steps")
-    plain += ("lora_rate", "lora_rank", "lora_cache", "checkpoint_every", "seed")
+    names = "model weights length batch micro_batch transfer_steps transfer_rate lora_steps lora_rate lora_rank "
+    names += "lora_cache checkpoint_every seed"
     options = Options(
         data=tuple(given.data),
         folder=folder,
@@ -74,7 +74,7 @@ def _run(given: argparse.Namespace) -> None:
         device=device,
         dtype=given.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
         progress=True,
-        **{name: getattr(given, name) for name in plain},
+        **{name: getattr(given, name) for name in names.split()},
     )
     distill(options, given.output, kind=given.type)
     _print_report(json.loads((folder / "report.json").read_text(encoding="utf-8")))

@@ -39,7 +39,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings)
     return y.flatten(2, 3)[:, :, :tokens]
 
 
-def mix(logits: Tensor, values: Tensor, linear: Tensor, mass: Tensor, gate_logits: Tensor, settings: Settings) -> Tensor:
+def mix(
+    logits: Tensor, values: Tensor, linear: Tensor, mass: Tensor, gate_logits: Tensor, settings: Settings
+) -> Tensor:
     """The exact pairs (logits, values) and the linear terms under one normaliser."""
     gate = gate_logits.sigmoid()
     top = logits.amax(-1, True)
@@ -54,9 +56,7 @@ def mix(logits: Tensor, values: Tensor, linear: Tensor, mass: Tensor, gate_logit
     return (weights @ values + factor * linear) / (weights.sum(-1, True) + factor * mass)
 
 
-def attend_with_cache(
-    q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings, sparse_size: int
-) -> Tensor:
+def attend_with_cache(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings, sparse_size: int) -> Tensor:
     """The outputs with a sparse cache of `sparse_size` pairs per query head (policies self_recall, weighted_recall)."""
     q, k, v = _by_query_head(q, k, v)
     phi_q, phi_k = features(q, maps.query_map, settings), features(k, maps.key_map, settings)

@@ -64,7 +64,9 @@ class Student:
         tensors, identity = self.tensors(), options.identity("lora", data.digest)
         optimizer = torch.optim.AdamW(tensors.values(), lr=options.lora_rate, betas=_BETAS, weight_decay=0.0)
         done, total = load_state(path, identity, tensors, optimizer), options.lora_steps
-        bar = tqdm(range(done, total), initial=done, total=total, desc="lora", mininterval=2, disable=not options.progress)
+        bar = tqdm(
+            range(done, total), initial=done, total=total, desc="lora", mininterval=2, disable=not options.progress
+        )
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = options.lora_rate * cosine(step, total)
@@ -112,9 +114,7 @@ class Student:
         hidden, head = self.hidden(tokens, sparse_size=sparse_size, teacher=teacher), self.teacher.head()
         targets = tokens.to(hidden.device)[:, 1:]
         total = torch.zeros((), device=hidden.device)
-        for x, wanted in zip(
-            hidden[:, :-1].split(_LOGITS_AT_ONCE, 1), targets.split(_LOGITS_AT_ONCE, 1), strict=True
-        ):
+        for x, wanted in zip(hidden[:, :-1].split(_LOGITS_AT_ONCE, 1), targets.split(_LOGITS_AT_ONCE, 1), strict=True):
             total = total + checkpoint(_summed_loss, head, x, wanted, use_reentrant=False, preserve_rng_state=False)
         return total / targets.numel()
 

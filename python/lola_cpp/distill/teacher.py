@@ -140,7 +140,7 @@ def finish(layer: Any, x: Tensor, heads: Tensor, updates: Updates | None = None)
     """The layer's output from its input and the outputs of its attention heads [batch, heads, tokens, head_dim]."""
     y = heads.transpose(1, 2).flatten(2).to(x.dtype)
     x = x + layer.self_attn.o_proj(y) + (updates["o"](y) if updates else 0)
-    return x + layer.mlp(layer.post_attention_layernorm(x))  # type: ignore[no-any-return]
+    return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -36,9 +36,7 @@ class Transfer:
     def start(cls, options: Options, teacher: Teacher) -> Transfer:
         layers = [i for i in range(teacher.base.block_count) if i not in options.settings.softmax_layers]
         heads = teacher.base.heads
-        maps = {
-            i: initial_maps(heads, options.settings, i, seed=options.seed, device=options.device) for i in layers
-        }
+        maps = {i: initial_maps(heads, options.settings, i, seed=options.seed, device=options.device) for i in layers}
         return cls(options, teacher, maps)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -50,7 +48,9 @@ class Transfer:
         tensors, identity = self.tensors(), options.identity("transfer", data.digest)
         optimizer = torch.optim.AdamW(tensors.values(), lr=options.transfer_rate, betas=_BETAS, weight_decay=0.0)
         done, total = load_state(path, identity, tensors, optimizer), options.transfer_steps
-        bar = tqdm(range(done, total), initial=done, total=total, desc="transfer", mininterval=2, disable=not options.progress)
+        bar = tqdm(
+            range(done, total), initial=done, total=total, desc="transfer", mininterval=2, disable=not options.progress
+        )
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = options.transfer_rate * cosine(step, total)

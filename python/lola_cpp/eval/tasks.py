@@ -16,7 +16,7 @@ from .._core import UsageError
 from .haystacks import NOISE, Haystack
 
 # fmt: off
-_WORDS = (
+WORDS = (
     "pumpkin", "lantern", "river", "anchor", "violin", "meadow", "copper", "falcon", "island", "mirror", "basket",
     "candle", "desert", "engine", "forest", "garden", "hammer", "jacket", "kettle", "ladder", "magnet", "needle",
     "orchid", "pepper", "quarry", "ribbon", "saddle", "temple", "umbrella", "velvet", "window", "zipper", "bridge",
@@ -136,7 +136,7 @@ def passkey(rng: random.Random) -> Puzzle:
 
 def needle(rng: random.Random, *, keys: int = 1) -> Puzzle:
     """A number for each of `keys` words; one is asked for."""
-    words, numbers = rng.sample(_WORDS, keys), [_digits(rng, 7) for _ in range(keys)]
+    words, numbers = rng.sample(WORDS, keys), [_digits(rng, 7) for _ in range(keys)]
     return Puzzle(
         opening=_magic_opening(keys > 1),
         hidden=tuple(map(_magic, words, numbers)),
@@ -148,7 +148,7 @@ def needle(rng: random.Random, *, keys: int = 1) -> Puzzle:
 
 def multi_value(rng: random.Random) -> Puzzle:
     """Four numbers for one word; all are asked for."""
-    word, numbers = rng.choice(_WORDS), [_digits(rng, 7) for _ in range(4)]
+    word, numbers = rng.choice(WORDS), [_digits(rng, 7) for _ in range(4)]
     return Puzzle(
         opening=_magic_opening(True),
         hidden=tuple(_magic(word, number) for number in numbers),
@@ -159,7 +159,7 @@ def multi_value(rng: random.Random) -> Puzzle:
 
 def multi_query(rng: random.Random) -> Puzzle:
     """A number for each of four words; all are asked for."""
-    words, numbers = rng.sample(_WORDS, 4), [_digits(rng, 7) for _ in range(4)]
+    words, numbers = rng.sample(WORDS, 4), [_digits(rng, 7) for _ in range(4)]
     return Puzzle(
         opening=_magic_opening(True),
         hidden=tuple(map(_magic, words, numbers)),
