@@ -31,6 +31,7 @@ CudaDevice::CudaDevice() {
                               properties.major, ".", properties.minor, ", wanted 8.0 or newer"));
   }
   stream_.overlaps = properties.major >= 9;
+  has_wgmma_ = properties.major == 9 && properties.minor == 0;
   cuda_check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "stream");
   cudaMemPoolProps pool{};
   pool.allocType = cudaMemAllocationTypePinned;

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kTileThreads)
         [&](int r) { return static_cast<int>(min(int64_t{kTileVectors}, now + r + 1 - begin)); },
         1.0f / sqrtf(static_cast<float>(d)), exact);
   }
-  float weight[4];
-  for (int i = 0; i < 4; ++i) weight[i] = 1.0f / exact.sum[i];
+  float weight[2];
+  for (int i = 0; i < 2; ++i) weight[i] = 1.0f / exact.sum[i];
   exact.y.scale(weight);
   const AttentionOutput output{rows.out, copy, cache.heads * d};
   for_sums(part, d, exact.y, [&](int r, int column, float value) {
