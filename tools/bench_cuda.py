@@ -4,14 +4,15 @@
     python tools/make_random_model.py --preset llama-3.1-8b -o q4.gguf --adapter lola.gguf --lora-rank 0
     python tools/bench_cuda.py -m q4.gguf -a lola.gguf ROWS
 
-ROWS, any of (all where none is named): decode depth prefill sessions fork kernels tiny. Needs torch, for the card's limits
-and for the times of single kernels. Every row is timed from outside, through the Python API, on the host's clock.
+ROWS, any of (all where none is named): decode depth prefill sessions fork kernels tiny. Needs torch, for the limits of
+the card and the times of single kernels. Every row is timed from outside, through the Python API, on the host's clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import statistics
 import sys
 import time
@@ -30,7 +31,9 @@ PASS = 2048  # tokens of a pass, one prompt's share of the profile
 
 def tensors(path: Path) -> dict[str, tuple[int, int]]:
     """Elements and bytes of every matrix."""
-    return {name: (shape[0] * shape[1], size) for name, _, shape, size in GgufFile(str(path)).tensors() if len(shape) > 1}
+    return {
+        name: (shape[0] * shape[1], size) for name, _, shape, size in GgufFile(str(path)).tensors() if len(shape) > 1
+    }
 
 
 def bytes_of(path: Path, *names: str) -> int:
@@ -152,10 +155,11 @@ class Bench:
         session = self.filled(4096)
         self.per_second([session], 4)
         read = {
-            "Ending)0": bytes_of(self.path, "attn_q.weight", "attn_k.weight", "attn_v.weight", "output.weight")
+            "Short, (Ending)0": bytes_of(self.path, "attn_q.weight", "attn_k.weight", "attn_v.weight", "output.weight")
             - bytes_of(self.path, "attn_output.weight"),
-            "Ending)1": bytes_of(self.path, "attn_output.weight", "ffn_down.weight"),
-            "Ending)2": bytes_of(self.path, "ffn_gate.weight", "ffn_up.weight"),
+            "Short, (Ending)1": bytes_of(self.path, "attn_output.weight"),
+            "Long, (Ending)1": bytes_of(self.path, "ffn_down.weight"),
+            "Short, (Ending)2": bytes_of(self.path, "ffn_gate.weight", "ffn_up.weight"),
             "attend_kernel": session.memory_bytes,
         }
         floors = {name: size / self.bandwidth for name, size in read.items()}
@@ -176,19 +180,30 @@ class Bench:
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            begin = time.perf_counter()
             action()
             torch.cuda.synchronize()
+            wall = 1e6 * (time.perf_counter() - begin) / repeat
         events = sorted(profiler.key_averages(), key=lambda e: -e.device_time_total)
-        calls = sum(e.count for e in events) / repeat
-        print(f"  {what}: {calls:.0f} kernels and copies, {sum(e.device_time_total for e in events) / repeat:,.0f} us")
-        for event in events[:14]:
-            took = event.device_time_total / repeat
-            floor = next((1e6 * seconds for name, seconds in floors.items() if name in event.key), None)
-            share = "" if floor is None else f"  floor of all its launches {floor:,.0f} us"
-            print(
-                f"    {took:9.1f} us  {event.count / repeat:6.1f} x {took * repeat / event.count:7.1f}  {event.key[:90]}{share}"
-            )
+        launches = sum(e.count for e in events if e.device_time_total > 0) / repeat
+        print(f"  {what}: {launches:.0f} kernels and copies, GPU busy {busy(profiler) / repeat:,.0f} of {wall:,.0f} us")
+        for event in [e for e in events if e.device_time_total > 0][:12]:
+            took, count = event.device_time_total / repeat, event.count / repeat
+            name = re.sub(r"lola::|\(anonymous namespace\)::|void ", "", event.key)
+            floor = next((1e6 * seconds for key, seconds in floors.items() if key in name), None)
+            share = "" if floor is None else f" floor {floor:,.0f} us"
+            print(f"    {took:9.1f} us {count:6.1f} x {took / count:7.1f} {name[:72]}{share}")
         sys.stdout.flush()
+
+
+def busy(profiler: Any) -> float:
+    """Microseconds in which anything ran on the GPU."""
+    ranges = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_time > 0)
+    total, end = 0.0, 0.0
+    for start, stop in ranges:
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
 
 
 def tiny() -> None:

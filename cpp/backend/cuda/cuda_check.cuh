@@ -19,6 +19,9 @@ inline void cuda_check(cudaError_t status, const char* what) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Priority of streams whose kernels others wait for.
+constexpr int kUrgent = -1;
+
 // Where kernels go. From compute capability 9.0 on, a kernel may start while the one before it ends
 // (programmatic dependent launch).
 struct Stream {

@@ -32,7 +32,8 @@ CudaDevice::CudaDevice() {
   }
   stream_.overlaps = properties.major >= 9;
   has_wgmma_ = properties.major == 9 && properties.minor == 0;
-  cuda_check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "stream");
+  cuda_check(cudaStreamCreateWithPriority(&stream_.handle, cudaStreamNonBlocking, kUrgent),
+             "stream");
   cudaMemPoolProps pool{};
   pool.allocType = cudaMemAllocationTypePinned;
   pool.location = {cudaMemLocationTypeDevice, kDevice};

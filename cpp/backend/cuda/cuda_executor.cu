@@ -14,13 +14,12 @@ namespace {
 
 constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
 
-const int64_t kNearBytes = int64_t{getenv("LOLA_NEAR") ? atoi(getenv("LOLA_NEAR")) : 16} << 20;
-
 class CudaExecutor final : public Executor {
  public:
   explicit CudaExecutor(std::shared_ptr<CudaDevice> device)
       : device_(std::move(device)), stream_(device_->stream()) {
-    cuda_check(cudaStreamCreateWithFlags(&beside_.handle, cudaStreamNonBlocking), "stream");
+    cuda_check(cudaStreamCreateWithPriority(&beside_.handle, cudaStreamNonBlocking, kUrgent),
+               "stream");
     cuda_check(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "event");
     cuda_check(cudaEventCreateWithFlags(&joined_, cudaEventDisableTiming), "event");
   }
@@ -58,7 +57,6 @@ class CudaExecutor final : public Executor {
     token_count_ = static_cast<int64_t>(tokens.size());
     kept_ = 0;
     rope_ = {};
-    next_ = {};
     products_.forget();
     uploads_.turn();
     bool grown = false;
@@ -118,15 +116,6 @@ class CudaExecutor final : public Executor {
 
   void announce(std::span<const WeightMatrix* const> weights) override {
     products_.decode_ahead(stream_, token_count_, weights);
-    next_ = {};
-    int64_t left = kNearBytes;
-    for (const WeightMatrix* weight : weights) {
-      const int64_t bytes = weight_layout(weight->format->type, weight->rows, weight->cols).scales;
-      if (next_.count == std::ssize(next_.from) || left <= 0) return;
-      next_.from[next_.count] = weight->data;
-      next_.bytes[next_.count++] = std::min(left, bytes);
-      left -= bytes;
-    }
   }
 
   void lola_attention(const LolaLayer& layer, std::span<const LolaTask> tasks,
@@ -163,9 +152,8 @@ class CudaExecutor final : public Executor {
   void softmax_attention(const AttentionShape& shape, std::span<const SoftmaxTask> tasks,
                          const AttentionRows& rows) override {
     flush();
-    const ProductCopy copy =
-        products_.copy_of(rows.out, token_count_, shape.heads * shape.head_dim,
-                          shape.head_dim % kPieceWeights == 0);
+    const ProductCopy copy = products_.copy_of(rows.out, token_count_, shape.heads * shape.head_dim,
+                                               shape.head_dim % kPieceWeights == 0);
     for (const PlanGroup& group : inputs_.plan().groups) {
       const size_t first = group.tasks.front();
       const KvCacheLayout& layout = *tasks[first].layout;
@@ -231,8 +219,8 @@ class CudaExecutor final : public Executor {
     const OneScratch scratch{get<float>(one_features_, sizes.features),
                              get<float>(one_partials_, sizes.partials),
                              get<unsigned>(one_counters_, sizes.counters)};
-    lola_attend_one(stream_, view, pieces, rows, copy, rope_,
-                    pieces.count == 1 ? next_ : NextBytes{}, multiprocessors, scratch);
+    prepare_queries(stream_, view, pieces, rows, rope_, scratch.features);
+    lola_attend_one(stream_, view, pieces, rows, copy, multiprocessors, scratch);
   }
 
   // What the layer remembers is needed in the next pass only: its boundaries are passed beside what
@@ -319,7 +307,7 @@ class CudaExecutor final : public Executor {
   }
 
   std::shared_ptr<CudaDevice> device_;
-  Stream stream_;  // the device's, or one that records
+  Stream stream_;                  // the device's, or one that records
   Stream beside_{nullptr, false};  // for what may run at the same time
   cudaEvent_t forked_ = nullptr, joined_ = nullptr;
   std::span<const PassTask> tasks_;
@@ -328,8 +316,7 @@ class CudaExecutor final : public Executor {
   PassInputs inputs_{*device_};
   StepGraphs graphs_{*device_};
   Products products_{*device_, [this] { graphs_.clear(); }};
-  RopeRows rope_{};   // that waits
-  NextBytes next_{};  // to be multiplied with soon
+  RopeRows rope_{};         // that waits
   bool is_beside_ = false;  // whether boundaries are passed on beside_
   DeviceScratch one_features_{*device_};
   DeviceScratch one_partials_{*device_};

@@ -54,17 +54,18 @@ __device__ inline void activate(const FeatureMap& map, int f, const At& at) {
 __device__ inline void map_rows(const TileMemory& m, const LanePart& part, const FeatureMap& map,
                                 const float* w, int head_dim) {
   const int f = static_cast<int>(map.map_size);
+  __syncthreads();
   for (int begin = 0; begin < f; begin += kTileVectors) {
     const int count = min(kTileVectors, f - begin);
-    __syncthreads();
-    load_vectors(m, head_dim, count, [&](int v) {
-      return [from = w + static_cast<int64_t>(begin + v) * head_dim](int c) {
-        return *reinterpret_cast<const float4*>(from + c);
-      };
-    });
-    __syncthreads();
     float z[2][8];
-    tile_product<false>(m, part, head_dim, count, z);
+    tile_product<false>(
+        m, part, head_dim, count,
+        [&](int v) {
+          return [from = w + static_cast<int64_t>(begin + v) * head_dim](int c) {
+            return four_at(from + c);
+          };
+        },
+        z);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int row = part.row + i / 8 * 8, j = part.vector(i % 8);

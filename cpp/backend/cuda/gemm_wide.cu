@@ -15,10 +15,10 @@ constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
 constexpr int kBlockRows = kWarps * static_cast<int>(kSlabRows);
 constexpr int kStepColumns = static_cast<int>(kSlabPieces * kPieceWeights);
-constexpr int kStages = 4;         // two are filled while one is multiplied and one is let go
-constexpr int kFarSteps = 5;       // ahead, to the second-level cache
-constexpr int kMostSplits = 8;     // blocks of a cluster
-constexpr int kAlignment = 1024;   // of swizzled rows
+constexpr int kStages = 4;        // two are filled while one is multiplied and one is let go
+constexpr int kFarSteps = 5;      // ahead, to the second-level cache
+constexpr int kMostSplits = 8;    // blocks of a cluster
+constexpr int kAlignment = 1024;  // of swizzled rows
 constexpr int kSumsStride = kBlockRows + 4;
 
 int64_t shared_bytes(int tokens) {
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     wide_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ uint8_t unaligned[];
-  uint8_t* shared = unaligned + (kAlignment - 1 -
-                                 (__cvta_generic_to_shared(unaligned) + kAlignment - 1) %
-                                     kAlignment);
+  uint8_t* shared =
+      unaligned +
+      (kAlignment - 1 - (__cvta_generic_to_shared(unaligned) + kAlignment - 1) % kAlignment);
   int tile = blockIdx.y, index = 0;
   for (; index + 1 < jobs.count; ++index) {
     const int tiles = (jobs.job[index].matrix.rows + kBlockRows - 1) / kBlockRows;
@@ -170,10 +170,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first_token = blockIdx.z * kTokens, warp = threadIdx.x / 32;
   const int last_tile = (job.matrix.rows - 1) / static_cast<int>(kSlabRows);
   float sums[kTokens / 2] = {};
-  with_encoding(job.matrix.encoding,
-                WideTile<kTokens>{job.matrix, x, shared, first_token,
-                                  min(tile * kWarps + warp, last_tile), all_steps * split / splits,
-                                  all_steps * (split + 1) / splits, sums});
+  with_encoding(
+      job.matrix.encoding,
+      WideTile<kTokens>{job.matrix, x, shared, first_token, min(tile * kWarps + warp, last_tile),
+                        all_steps * split / splits, all_steps * (split + 1) / splits, sums});
   __syncthreads();
   auto* own = reinterpret_cast<float*>(shared);
   store_sums<kTokens>(sums, own);
@@ -183,10 +183,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int out_row = tile * kBlockRows + row;
   for (int i = threadIdx.x / kBlockRows * splits + split; i < kTokens; i += lanes * splits) {
     if (first_token + i >= x.tokens || out_row >= job.matrix.rows) break;
-    float sum = 0.0f;
-    for (int s = 0; s < splits; ++s) {
-      sum += cluster.map_shared_rank(own, s)[i * kSumsStride + row];
+    float parts[kMostSplits], sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kMostSplits; ++s) {
+      parts[s] = s < splits ? cluster.map_shared_rank(own, s)[i * kSumsStride + row] : 0.0f;
     }
+#pragma unroll
+    for (int s = 0; s < kMostSplits; ++s) sum += parts[s];
     finish(job, first_token + i, out_row, sum);
   }
   cluster.sync();

@@ -181,8 +181,7 @@ __global__ void __launch_bounds__(Cut::kWarps * 32, Cut::kBlocks)
   const int index = kMatrices == 2 ? 0 : job_of(jobs, tile);
   const DeviceJob& job = jobs.job[index];
   float sums[kMatrices][2] = {};
-  with_encoding(job.matrix.encoding,
-                RoundedTile<Cut, kMatrices>{jobs, x, index, tile, sums});
+  with_encoding(job.matrix.encoding, RoundedTile<Cut, kMatrices>{jobs, x, index, tile, sums});
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) {
@@ -244,8 +243,8 @@ void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
 void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x,
                   const RowFactor& factor, const RoundedEnding& ending) {
   const auto run = [&]<typename Cut, Ending kEnding>() {
-    const int64_t tiles = kEnding == Ending::kGated ? ceil_div(jobs.job[0].matrix.rows, kSlabRows)
-                                                    : tiles_of(jobs);
+    const int64_t tiles =
+        kEnding == Ending::kGated ? ceil_div(jobs.job[0].matrix.rows, kSlabRows) : tiles_of(jobs);
     launch(stream, rounded_kernel<Cut, kEnding>, grid_of(tiles), Cut::kWarps * 32, 0, jobs, x,
            factor, ending);
   };

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / view.group;
   if (first >= piece.tokens) return;
   const int d = view.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, kTileVectors, view.features);
+  const TileMemory m(shared, d, view.features);
   const LanePart part;
   load_rows(m, d, tokens, [&](int r) {
     return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * view.heads + head) * d;
@@ -122,8 +122,7 @@ void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pi
   with_pair_type(view.type, [&]<PairType type>() {
     launch(stream, attend_many_kernel<type>,
            grid_of(ceil_div(pieces.most_tokens, kTileRows), view.heads, pieces.count), kTileThreads,
-           tile_memory_bytes(view.head_dim, kTileVectors, view.features), view, pieces.data, rows,
-           copy);
+           tile_memory_bytes(view.head_dim, view.features), view, pieces.data, rows, copy);
   });
 }
 

@@ -56,18 +56,15 @@ struct OneSizes {
 };
 OneSizes one_sizes(const LolaView& view, int64_t pieces, int multiprocessors);
 
-// Weights that are read soon: a kernel with little to load brings them nearer.
-struct NextBytes {
-  const void* from[4];
-  int64_t bytes[4];
-  int count;
-};
+// Of pieces of one token: rotates q in place and k, maps the queries, appends the pairs. features:
+// of OneScratch.
+void prepare_queries(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                     const AttentionRows& rows, const RopeRows& rope, float* features);
 
-// Pieces of one token: rotates q and k, appends the pairs and answers the queries; the copies are
-// rounded where rounds_heads().
+// Their outputs, once prepared; the copies are rounded where rounds_heads().
 void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                     const AttentionRows& rows, const ProductCopy& copy, const RopeRows& rope,
-                     const NextBytes& next, int multiprocessors, const OneScratch& scratch);
+                     const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
+                     const OneScratch& scratch);
 
 // Memory that boundaries share, for `boundaries` of them at a time.
 struct BoundaryScratch {

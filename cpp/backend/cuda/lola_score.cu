@@ -9,12 +9,6 @@
 namespace lola {
 namespace {
 
-// Vectors of the tiles that features are mapped with.
-__host__ __device__ inline int map_vectors(const LolaView& view) {
-  const int size = static_cast<int>(view.map.map_size);
-  return size < kTileVectors ? (size + 31) / 32 * 32 : kTileVectors;  // whole warps
-}
-
 enum class Stage { kFeatures, kScores };
 
 // SRE of a lane's rows: the squares summed over all columns.
@@ -88,7 +82,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const Owner owner(view, view.owner_of(head));
   const int count = boundary.cached + boundary.leaving, d = view.head_dim;
   if (boundary.memory == nullptr || first >= count) return;
-  const TileMemory m(shared, d, map_vectors(view), view.features);
+  const TileMemory m(shared, d, view.features);
   const LanePart part;
   const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner.index);
   const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
@@ -175,8 +169,8 @@ void score_boundaries(const Stream& stream, const LolaView& view, const CachePol
   });
   const auto score = [&](Stage stage) {
     launch(stream, kernel, grid_of(ceil_div(scratch.most, kTileRows), view.heads, boundaries.count),
-           kTileThreads, tile_memory_bytes(view.head_dim, map_vectors(view), view.features), view,
-           boundaries.data, scratch, stage);
+           kTileThreads, tile_memory_bytes(view.head_dim, view.features), view, boundaries.data,
+           scratch, stage);
   };
   if (policy.recall_from == RecallFrom::kStateAfter) {
     score(Stage::kFeatures);

@@ -76,8 +76,8 @@ void gemm(const Stream& stream, const DeviceJob& job, const HalfRows& x, int mul
 // Floats of partials that gemm() may need.
 int64_t gemm_partials(const DeviceJob& job, int tokens, int multiprocessors);
 
-// The same for all jobs at once, on GPUs of compute capability 9.0; without such a GPU's code in the
-// build there is nothing behind it.
+// The same for all jobs at once, on GPUs of compute capability 9.0; without such a GPU's code in
+// the build there is nothing behind it.
 #ifdef LOLA_WGMMA
 constexpr bool kHasWide = true;
 #else

@@ -7,7 +7,7 @@ namespace lola {
 namespace {
 
 constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
-const int kCublasTokens = getenv("LOLA_CUBLAS") ? atoi(getenv("LOLA_CUBLAS")) : 512;     // below, decoding a matrix costs more than it brings
+constexpr int kCublasTokens = 512;     // below, decoding a matrix costs more than it brings
 constexpr int64_t kCublasColumns = 8;  // rows of 16 bytes
 constexpr int64_t kAheadShare = 64;    // of the GPU's memory, for weights decoded ahead
 
@@ -114,8 +114,8 @@ void Products::materialize(const Stream& stream) {
 
 void Products::gate(const Stream& stream, float* gate, const float* up, int64_t rows,
                     int64_t width) {
-  const bool folds = waiting_.count == 2 && waiting_.job[0].out == gate &&
-                     waiting_.job[1].out == up && rows == 1;
+  const bool folds =
+      waiting_.count == 2 && waiting_.job[0].out == gate && waiting_.job[1].out == up && rows == 1;
   if (!folds) {
     flush(stream);
     lola::silu_gate(stream, gate, up, rows, width, copy_of(gate, rows, width, true));

@@ -43,7 +43,8 @@ struct RowSums {
   __device__ RowSums() : value{} {}
   __device__ void scale(const float factor[2]) {
 #pragma unroll
-    for (int i = 0; i < kColumnBlocks * 16; ++i) value[i / 16][i / 8 % 2][i % 8] *= factor[i / 8 % 2];
+    for (int i = 0; i < kColumnBlocks * 16; ++i)
+      value[i / 16][i / 8 % 2][i % 8] *= factor[i / 8 % 2];
   }
 };
 
@@ -95,27 +96,24 @@ __host__ __device__ constexpr int tile_stride(int head_dim) {
 // Shared memory of a block.
 struct TileMemory {
   float* rows;     // [kTileRows, stride]
-  float* vectors;  // [most vectors of a tile, stride]
   float* weights;  // [max(kTileVectors, features), kWeightStride], of vectors for rows
-  float* lines;    // [8, kTileRows] numbers of a row
+  float* lines;    // [4, kTileRows] numbers of a row, of the warps
+  int stride;
 
-  int stride;  // of rows and vectors
-
-  __device__ TileMemory(float* shared, int head_dim, int most_vectors, int features) {
+  __device__ TileMemory(float* shared, int head_dim, int features) {
     stride = tile_stride(head_dim);
     rows = shared;
-    vectors = rows + kTileRows * stride;
-    weights = vectors + most_vectors * stride;
+    weights = rows + kTileRows * stride;
     lines = weights + max(kTileVectors, features) * kWeightStride;
   }
 };
 
-inline int64_t tile_memory_bytes(int64_t head_dim, int64_t most_vectors, int64_t features) {
-  return 4 * ((kTileRows + most_vectors) * tile_stride(static_cast<int>(head_dim)) +
-              std::max<int64_t>(kTileVectors, features) * kWeightStride + 8 * kTileRows);
+inline int64_t tile_memory_bytes(int64_t head_dim, int64_t features) {
+  return 4 * (kTileRows * tile_stride(static_cast<int>(head_dim)) +
+              std::max<int64_t>(kTileVectors, features) * kWeightStride + 4 * kTileRows);
 }
 
-// Columns of rows and vectors in shared memory: those past head_dim are zero.
+// Columns of rows in shared memory: those past head_dim are zero.
 __device__ inline int tile_columns(int head_dim) {
   return (head_dim + kStepColumns - 1) / kStepColumns * kStepColumns;
 }
@@ -137,47 +135,31 @@ __device__ inline void load_rows(const TileMemory& m, int head_dim, int count, c
   }
 }
 
-// m.vectors = row(v)(column) for the first `count` vectors, a warp per vector. Eight loads of a
-// lane are on their way before the first is stored.
-template <typename Row>
-__device__ inline void load_vectors(const TileMemory& m, int head_dim, int count, const Row& row) {
-  constexpr int kAtOnce = 8, kWarps = kTileThreads / 32;
-  const int first = threadIdx.x / 32;
-  for (int c = threadIdx.x % 32 * 4; c < tile_columns(head_dim); c += 128) {
-    for (int begin = first; begin < count; begin += kAtOnce * kWarps) {
-      float4 x[kAtOnce] = {};
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (c < head_dim) x[i] = row(min(begin + i * kWarps, count - 1))(c);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int v = begin + i * kWarps;
-        if (v < count) *reinterpret_cast<float4*>(m.vectors + v * m.stride + c) = x[i];
-      }
-    }
-  }
-}
-
 __device__ inline float4 four_at(const float* from) {
   return *reinterpret_cast<const float4*>(from);
 }
 
-// product[i][j] = row (part.row + 8 i) . vector (part.vector(j)) of the first `count` vectors.
-// exact: tf32 holds the vectors.
-template <bool exact>
+// product[i][j] = row (part.row + 8 i) . vector (part.vector(j)) of the first `count` vectors;
+// vector(v) gives what reads four of its values. exact: tf32 holds the vectors. A vector is read
+// once, by one warp: nothing would be gained by sharing it.
+template <bool exact, typename Vector>
 __device__ inline void tile_product(const TileMemory& m, const LanePart& part, int head_dim,
-                                    int count, float product[2][8]) {
+                                    int count, const Vector& vector, float product[2][8]) {
   float sums[4][4] = {};
   const int first = static_cast<int>(threadIdx.x) / 32 * 32;
+  const auto vector_of = [&](int tile) {
+    return vector(min(first + tile * 8 + part.row, count - 1));
+  };
+  const decltype(vector_of(0)) vectors[4] = {vector_of(0), vector_of(1), vector_of(2),
+                                             vector_of(3)};
   const float* rows = m.rows + part.row * m.stride + part.quarter * 4;
-  const float* vectors = m.vectors + (first + part.row) * m.stride + part.quarter * 4;
-  for (int c = 0; c < head_dim && first < count; c += kStepColumns) {
+#pragma unroll 4
+  for (int c = 0; c < (first < count ? head_dim : 0); c += kStepColumns) {
     const float4 a = four_at(rows + c), b = four_at(rows + 8 * m.stride + c);
     const SplitRows one = split_rows(a.x, b.x, a.y, b.y), two = split_rows(a.z, b.z, a.w, b.w);
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
-      const float4 x = four_at(vectors + tile * 8 * m.stride + c);
+      const float4 x = vectors[tile](min(c + part.quarter * 4, head_dim - 4));
       add_product<exact>(sums[tile], one, x.x, x.y);
       add_product<exact>(sums[tile], two, x.z, x.w);
     }
@@ -200,15 +182,16 @@ __device__ inline void add_weighted(const TileMemory& m, const LanePart& part, i
     float d[4][4];
 #pragma unroll
     for (int i = 0; i < 16; ++i) d[i / 4][i % 4] = sums.value[block][i % 4 / 2][i % 2 * 4 + i / 4];
-#pragma unroll 4
+#pragma unroll 8
     for (int v = part.quarter; v - part.quarter < count; v += 8) {
       const int second = v + 4;
       const float* w = m.weights + v * kWeightStride + part.row;
       const float* u = w + 4 * kWeightStride;
       const bool has = v < count, has_second = second < count;
-      const SplitRows a = split_rows(has ? w[0] : 0.0f, has ? w[8] : 0.0f,
-                                     has_second ? u[0] : 0.0f, has_second ? u[8] : 0.0f);
-      const float4 x = vector(min(v, count - 1), column), y = vector(min(second, count - 1), column);
+      const SplitRows a = split_rows(has ? w[0] : 0.0f, has ? w[8] : 0.0f, has_second ? u[0] : 0.0f,
+                                     has_second ? u[8] : 0.0f);
+      const float4 x = vector(min(v, count - 1), column),
+                   y = vector(min(second, count - 1), column);
       add_product<exact>(d[0], a, x.x, y.x);
       add_product<exact>(d[1], a, x.y, y.y);
       add_product<exact>(d[2], a, x.z, y.z);
@@ -226,7 +209,8 @@ __device__ inline void for_sums(const LanePart& part, int head_dim, const RowSum
 #pragma unroll
   for (int i = 0; i < kColumnBlocks * 16; ++i) {
     const int column = part.columns + i / 16 * kTileVectors + i % 8;
-    if (column < head_dim) store(part.row + i / 8 % 2 * 8, column, sums.value[i / 16][i / 8 % 2][i % 8]);
+    if (column < head_dim)
+      store(part.row + i / 8 % 2 * 8, column, sums.value[i / 16][i / 8 % 2][i % 8]);
   }
 }
 
@@ -248,7 +232,8 @@ __device__ inline void over_block(float value[2], const LanePart& part, float* l
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     value[i] = lines[part.row + 8 * i];
-    for (int w = 1; w < 4; ++w) value[i] = combine(value[i], lines[w * kTileRows + part.row + 8 * i]);
+    for (int w = 1; w < 4; ++w)
+      value[i] = combine(value[i], lines[w * kTileRows + part.row + 8 * i]);
   }
   __syncthreads();
 }
@@ -271,16 +256,11 @@ __device__ inline void add_pairs(const TileMemory& m, const LanePart& part, int 
                                  const Rows& key, const Rows& value, const Visible& visible,
                                  float scale, ExactPart& exact) {
   constexpr bool kExact = type == PairType::kF16;
-  const auto load = [&](const Rows& row) {
-    load_vectors(m, head_dim, count, [&](int v) {
-      return [from = row(v)](int c) { return load_four<type>(from, c); };
-    });
-  };
-  __syncthreads();
-  load(key);
   __syncthreads();
   float logit[2][8], peak[2];
-  tile_product<kExact>(m, part, head_dim, count, logit);
+  tile_product<kExact>(
+      m, part, head_dim, count,
+      [&](int v) { return [from = key(v)](int c) { return load_four<type>(from, c); }; }, logit);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     peak[i] = exact.max[i];
@@ -309,10 +289,8 @@ __device__ inline void add_pairs(const TileMemory& m, const LanePart& part, int 
 #pragma unroll
   for (int i = 0; i < 2; ++i) exact.sum[i] = exact.sum[i] * rescale[i] + added[i];
   exact.y.scale(rescale);
-  load(value);
-  __syncthreads();
   add_weighted<kExact>(
-      m, part, head_dim, count, [&](int v, int c) { return four_at(m.vectors + v * m.stride + c); },
+      m, part, head_dim, count, [&](int v, int c) { return load_four<type>(value(v), c); },
       exact.y);
 }
 

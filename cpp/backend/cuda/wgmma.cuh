@@ -30,7 +30,7 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(in_flight) : "memory");
 }
 
-#define LOLA_SUMS8(d, i)                                                               \
+#define LOLA_SUMS8(d, i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
@@ -72,8 +72,8 @@ __device__ inline void wgmma<128>(float* d, const __half2* a, uint64_t b) {
       "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
       "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
       "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
-      : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8), LOLA_SUMS8(d, 16), LOLA_SUMS8(d, 24),
-        LOLA_SUMS8(d, 32), LOLA_SUMS8(d, 40), LOLA_SUMS8(d, 48), LOLA_SUMS8(d, 56)
+      : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8), LOLA_SUMS8(d, 16), LOLA_SUMS8(d, 24), LOLA_SUMS8(d, 32),
+        LOLA_SUMS8(d, 40), LOLA_SUMS8(d, 48), LOLA_SUMS8(d, 56)
       : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "l"(b));
 }
 
