@@ -104,6 +104,8 @@ class Executor {
                         float* out) = 0;
   // x [tokens, cols]; jobs share it.
   virtual void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) = 0;
+  // These are multiplied with soon, in this order: a backend may bring them nearer.
+  virtual void announce(std::span<const WeightMatrix* const> /*weights*/) {}
   virtual void rope(const RopeRows& rows) = 0;
   // gate = silu(gate) * up, [rows, width]
   virtual void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) = 0;

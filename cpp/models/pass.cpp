@@ -108,6 +108,10 @@ void Pass::attention(int64_t index) {
 }
 
 void Pass::attend(int64_t layer) {
+  const DecoderLayer& own = model_.weights().layers[static_cast<size_t>(layer)];
+  const WeightMatrix* next[] = {&own.output.weight, &own.gate.weight, &own.up.weight,
+                                &own.down.weight};
+  executor_.announce(next);
   const AttentionRows rows{w_.q, w_.k, w_.v, w_.attended};
   const AttentionLayer& attention = model_.attention().layers[static_cast<size_t>(layer)];
   std::vector<LolaTask> lola;
