@@ -490,7 +490,7 @@ def test_logits_of_an_interrupted_prompt_are_not_those_from_before(lola: Model) 
 
 
 def test_ctrl_c_stops_a_prompt_after_the_running_pass(lola: Model) -> None:
-    tokens, passes = random_tokens(PASS_TOKENS) * 400, []
+    tokens, passes = random_tokens(PASS_TOKENS) * 2000, []  # minutes: the thread below has to get its turn
     session, started = lola.session(), threading.Event()
     interrupted_after: list[int] = []
 
