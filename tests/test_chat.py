@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lola_cpp import Chat, ChatTemplate, FormatError, Model, UsageError
+from lola_cpp import Chat, ChatTemplate, FormatError, Model, UsageError, _template_process
 from lola_cpp.chat import encode_chat
 from lola_cpp.tool_calls import ToolCall, ToolCallReader, collect
 from reference import tiny_gguf
@@ -115,6 +116,52 @@ def test_a_template_that_cannot_be_rendered_says_why_and_ends_soon(source: str, 
     assert "\n" not in str(raised.value)
 
 
+def doubling(begin: str, step: str, end: str = "") -> str:
+    return f"{{% set n = namespace(x={begin}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{end}"
+
+
+# Each doubles something with every step, which fuel does not see.
+BOMBS = {
+    "a string": doubling("'ab'", "{% set n.x = n.x ~ n.x %}"),
+    "a sum of strings": doubling("'ab'", "{% set n.x = n.x + n.x %}"),
+    "a list": doubling("[1]", "{% set n.x = n.x + n.x %}", "{{ n.x }}"),
+    "a captured block": doubling("'ab'", "{% set x %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = x %}"),
+    "a list in lists": doubling("'ab'", "{% set n.x = [n.x, n.x] %}", "{{ n.x }}"),
+    "JSON of them": doubling("'ab'", "{% set n.x = [n.x, n.x] %}", "{{ n.x | tojson }}"),
+    "a joined list": doubling("'ab'", "{% set n.x = [n.x, n.x] | join %}"),
+    "a constant": "{{ " + " ~ ".join(["('a' * 100000000)"] * 40) + " }}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_that_doubles_its_values_ends_and_harms_nobody(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_template_process, "SECONDS", 2)
+    template = ChatTemplate(BOMBS[bomb])
+    with pytest.raises(FormatError, match=r"MiB of memory|no end within|out of fuel|found \d+ characters|memory"):
+        template.render(TALK)
+    assert ChatTemplate("{{ messages | length }}").render(TALK) == "4"
+
+
+def test_threads_share_the_process_that_renders(tmp_path: Path) -> None:
+    templates = [ChatTemplate(f"{{{{ messages[0].content }}}}{i}") for i in range(4)]
+
+    def render(i: int) -> str:
+        return templates[i % 4].render([{"role": "user", "content": f"é{i}\n"}])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(render, range(64))) == [f"é{i}\n{i % 4}" for i in range(64)]
+
+
+def test_a_message_that_is_no_data_is_refused() -> None:
+    with pytest.raises(UsageError, match="wanted what JSON can hold: found object"):
+        ChatTemplate("x").render([{"role": "user", "content": object()}])
+
+
+def test_a_wrong_template_is_refused_when_it_is_made() -> None:
+    with pytest.raises(FormatError, match="own template: syntax error"):
+        ChatTemplate("{% if %}", name="own template")
+
+
 # --- Conversations ---
 
 
@@ -153,6 +200,18 @@ def test_a_template_that_rewrites_earlier_turns_is_followed(model: Model) -> Non
         talk(chat, turn)
         prompt = model.tokenize(ChatTemplate(rewriting).render(chat.messages), add_special=False)
         assert chat.session.tokens[: len(prompt)] == prompt
+
+
+def test_a_turn_that_is_refused_leaves_the_conversation_as_it_was(model: Model) -> None:
+    strict = "{% for m in messages %}{{ m.content or raise_exception('empty') }}{% endfor %}"
+    chat = Chat(model, template=ChatTemplate(strict))
+    talk(chat, "import os")
+    with pytest.raises(UsageError, match="empty"):
+        chat.send("")
+    with pytest.raises(TypeError):
+        chat.send("x", max_token=1)
+    talk(chat, "def f():")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "user"]
 
 
 def test_a_reply_can_be_cancelled_and_the_conversation_goes_on(model: Model) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lola_cpp import Batch, DeviceError, Model, Sampler, UnsupportedError, _core
-from lola_cpp.recall import passkey_prompt
+from lola_cpp.eval.tasks import make_prompt
 from reference import tiny_gguf
 from reference.device import why_missing
 from reference.tiny_gguf import TinyAdapter, TinyConfig, tiny
@@ -128,7 +128,7 @@ def test_the_default_model_writes_the_same_text_and_finds_the_pass_key(tmp_path:
     texts, found = [], []
     for device in ("cpu", "cuda"):
         model = Model.default(device=device)
-        prompt = passkey_prompt(model.tokenizer, 4000, rng=random.Random(1))
+        prompt = make_prompt("passkey", model.tokenizer.encode, 4000, rng=random.Random(1))
         session = model.session()
         text = "".join(t.text for t in session.generate(prompt.tokens, max_tokens=8, stop="."))
         texts.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -162,6 +163,39 @@ def test_a_wrong_grammar_is_refused_before_anything_is_read(model: Model, kind: 
     with pytest.raises(UsageError, match="grammar"):
         session.generate("abc", grammar=Grammar(kind, source))
     assert session.position == 0
+
+
+# What would take all memory or time if it were spelled out; llguidance knows its limits.
+EXPLODING = {
+    "a rule that is itself": ("gbnf", "root ::= root"),
+    "rules in a circle": ("gbnf", "root ::= a\na ::= b\nb ::= a"),
+    "left recursion": ("gbnf", 'root ::= root "a" | "b"'),
+    "nothing for ever": ("gbnf", 'root ::= ("" | "a"*)*'),
+    "a billion letters": ("gbnf", 'root ::= "a"{1000000000}'),
+    "two to the 40 states": ("regex", "(a|b)*a(a|b){40}"),
+    "ambiguity": ("regex", "(a|aa)*(b|a*)*c" * 50),
+    "a schema that is itself": ("json_schema", '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}'),
+    "a schema in itself": (
+        "json_schema",
+        '{"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}',
+    ),
+    "a schema 10000 deep": ("json_schema", '{"items": ' * 10_000 + "{}" + "}" * 10_000),
+    "a string of a billion letters": ("json_schema", '{"type": "string", "minLength": 1000000000}'),
+    "a hundred million items": ("json_schema", '{"type": "array", "minItems": 100000000}'),
+}
+
+
+@pytest.mark.parametrize("name", EXPLODING)
+def test_a_grammar_that_explodes_is_obeyed_or_refused(model: Model, name: str) -> None:
+    pytest.importorskip("llguidance")
+    session, begin = model.session(), time.monotonic()
+    try:
+        tokens = list(session.generate("x", grammar=Grammar(*EXPLODING[name]), max_tokens=10))
+    except UsageError as error:
+        assert str(error).startswith("grammar: ") and "\n" not in str(error)
+    else:
+        assert 1 <= len(tokens) <= 10
+    assert time.monotonic() - begin < 20  # less than one, as a rule
 
 
 def test_a_constraint_is_copied_and_taken_back(model: Model) -> None:

@@ -53,6 +53,19 @@ def test_a_prompt_starts_from_the_longest_known_prefix(store: PrefixStore, model
     assert read_anew(store, model, [9] * 20) == 20
 
 
+def test_a_known_prompt_can_be_rewound_to_anywhere(store: PrefixStore, model: Model) -> None:
+    tokens = random_tokens(model, 300)
+    store.session(model, tokens)
+    for budget in (0, 1 << 26):
+        session = store.session(model, tokens, rewind_budget=budget)
+        assert session.tokens == tokens
+        session.append([7, 8])
+        session.rewind(100)
+        alone = model.session()
+        alone.append(tokens[:100])
+        np.testing.assert_allclose(session.logits, alone.logits, atol=1e-3)
+
+
 def test_a_mark_is_where_another_prompt_may_start(store: PrefixStore, model: Model) -> None:
     system = random_tokens(model, 100)
     assert read_anew(store, model, system + [7] * 30, marks=[100]) == 130

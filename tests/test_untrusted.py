@@ -106,6 +106,7 @@ MODEL_LIES: dict[str, tuple[Edit, str]] = {
     "an output for another vocabulary": (tensor("output.weight", np.zeros((9, 8))), "output.weight"),
     "rope divisors of another size": (tensor("rope_freqs.weight", np.ones(3)), "rope_freqs.weight"),
     "rope divisors of zero": (tensor("rope_freqs.weight", np.zeros(2)), "rope_freqs.weight"),
+    "NaN rope divisors": (tensor("rope_freqs.weight", np.full(2, np.nan)), "rope_freqs.weight"),
     "fewer tokens than embeddings": (
         key("tokenizer.ggml.tokens", ["a", "b"], Kind.ARRAY, Kind.STRING),
         "tokenizer.ggml.tokens: found 2 tokens, wanted 272",

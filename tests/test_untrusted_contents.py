@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf.gguf_writer import GGUFValue
 
-from lola_cpp import FormatError, LolaError, Model, Session
+from lola_cpp import ChatTemplate, FormatError, LolaError, Model, Session
 from reference import crafted_gguf, tiny_gguf
 from reference.edited_files import ODD_VALUES, Files, Kind, assert_refused, key, without_key
 from reference.tiny_gguf import tiny
@@ -123,6 +123,15 @@ def write_pieces(writer: gguf.GGUFWriter, pieces: list[str]) -> None:
     writer.kv_data[0]["tokenizer.ggml.tokens"] = GGUFValue(
         pieces or [7], Kind.ARRAY, Kind.STRING if pieces else Kind.UINT8
     )
+
+
+def test_a_chat_template_refuses_every_wrong_type(files: Files) -> None:
+    for odd, value in ODD_VALUES.items():
+        if odd not in ("string", "empty string", "no UTF-8"):
+            files.write_model(lambda writer, value=value: writer.kv_data[0].update({"tokenizer.chat_template": value}))
+            assert_refused(lambda: ChatTemplate.of(files.load()), "tokenizer.chat_template")
+    files.write_model(key("tokenizer.chat_template", b"\xff{{ messages | length }}", Kind.STRING))
+    assert ChatTemplate.of(files.load()).render([]) == "\ufffd0"
 
 
 # --- States ---

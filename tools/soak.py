@@ -5,7 +5,7 @@
 A worker process serves the conversations of a durable SessionPool from several threads through one Scheduler, and is
 killed and started again at random. What it had acknowledged must be there afterwards. In the end each conversation is
 replayed in a session of its own and every token compared, which holds on the scalar path whatever shared a batch.
-Memory is watched from a tenth of each worker's life on.
+Memory is watched in each worker that lives a minute, after its first half minute.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from lola_cpp import Model, Request, Scheduler, Session, SessionPool
 LONGEST = 400  # tokens of a conversation before it is forgotten
 SAMPLING = {"temperature": 1.0, "top_p": 0.95, "stop_at_end": False}
 MAX_GROWTH = 1.1  # of the resident memory
+PERIOD = 0.5  # seconds between two looks at it
+WARM_UP = 60  # looks
 
 # glibc raises this by itself, and then keeps sessions in heaps that fragment: growth, but no leak.
 ENV = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
@@ -101,7 +103,7 @@ class Worker:
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers):
-            time.sleep(0.5)
+            time.sleep(PERIOD)
             print(json.dumps({"operations": self.operations, "resident": resident_bytes()}), flush=True)
         self.scheduler.close()
         self.pool.close()
@@ -206,7 +208,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--life", type=float, default=60, help="seconds that a worker lives before it is killed")
+    parser.add_argument("--life", type=float, default=120, help="seconds before a worker is killed, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -246,9 +248,9 @@ def supervise(options: argparse.Namespace, folder: Path) -> int:
 
 def check_memory(resident: list[int]) -> None:
     """The last third must not lie above the first after the start."""
-    if len(resident) < 30:
+    steady = resident[WARM_UP:]
+    if len(steady) < WARM_UP:
         return
-    steady = resident[len(resident) // 10 :]
     third = len(steady) // 3
     first, last = max(steady[:third]), max(steady[-third:])
     tenths = [max(steady[i * len(steady) // 10 : (i + 1) * len(steady) // 10]) >> 20 for i in range(10)]

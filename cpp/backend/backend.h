@@ -99,6 +99,8 @@ class Executor {
                         float* out) = 0;
   // x [tokens, cols]; jobs share it.
   virtual void matmul(const float* x, int64_t tokens, std::span<const MatmulJob> jobs) = 0;
+  // These are multiplied with soon, in this order: a backend may bring them nearer.
+  virtual void announce(std::span<const WeightMatrix* const> /*weights*/) {}
   virtual void rope(const RopeRows& rows) = 0;
   // gate = silu(gate) * up, [rows, width]
   virtual void silu_gate(float* gate, const float* up, int64_t rows, int64_t width) = 0;
@@ -140,6 +142,10 @@ class Backend {
 
   // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
   virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
+  // The same for memory that every pass uses from one end to the other.
+  virtual Buffer allocate_activations(int64_t bytes) const {
+    return allocate(bytes, "activations of a pass");
+  }
 
   // The row-wise weight `file` as this backend wants it for its use: a copy, which lives as long as
   // the backend, or `file` itself, whose mapping must outlive it. DeviceError when there is not

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -43,8 +44,10 @@ T option(const std::string& name, const py::handle& value, const char* wanted) {
   try {
     return py::cast<T>(value);
   } catch (const py::cast_error&) {
-    throw py::type_error(message("session: ", name, ": found ",
-                                 py::cast<std::string>(py::repr(value)), ", wanted ", wanted));
+    const std::string problem = message(
+        "session: ", name, ": found ", py::cast<std::string>(py::repr(value)), ", wanted ", wanted);
+    if (std::is_integral_v<T> && PyLong_Check(value.ptr())) throw UsageError(problem);  // too large
+    throw py::type_error(problem);
   }
 }
 
@@ -52,7 +55,9 @@ SessionConfig session_config(const Model& model, const py::dict& options) {
   SessionConfig config{model.attention().defaults, model.hyperparameters().training_context};
   for (const auto& [key, value] : options) {
     const std::string name = py::cast<std::string>(key);
-    const auto number = [&, &value = value] { return option<int64_t>(name, value, "an integer"); };
+    const auto number = [&, &value = value] {
+      return option<int64_t>(name, value, "a 64-bit integer");
+    };
     const auto text = [&, &value = value] { return option<std::string>(name, value, "a string"); };
     if (name == "window_size") {
       config.lola.window_size = number();
@@ -174,8 +179,7 @@ void advance_sessions(const std::vector<std::pair<Session*, Tokens>>& items,
   std::vector<std::vector<int32_t>> tokens;
   std::vector<Advance> advances;
   for (const auto& [session, ids] : items) tokens.push_back(to_vector(ids));
-  for (size_t i = 0; i < items.size(); ++i)
-    advances.push_back({items[i].first, tokens[i], nullptr});
+  for (size_t i = 0; i < items.size(); ++i) advances.push_back({items[i].first, tokens[i]});
   const Progress progress = python_progress(callback);
   py::gil_scoped_release release;
   advance_batch(advances, progress);
@@ -189,6 +193,36 @@ py::array_t<float> score_tokens(Session& session, const Tokens& ids, const py::o
   py::gil_scoped_release release;
   advance_batch({&item, 1}, progress);
   return logprobs;
+}
+
+// [tokens, dim]
+py::array_t<float> embed_tokens(Session& session, const Tokens& ids, const py::object& callback) {
+  const std::vector<int32_t> tokens = to_vector(ids);
+  py::array_t<float> hidden(
+      {static_cast<int64_t>(tokens.size()), session.model()->hyperparameters().dim});
+  const Advance item{&session, tokens, nullptr, hidden.mutable_data()};
+  const Progress progress = python_progress(callback);
+  py::gil_scoped_release release;
+  advance_batch({&item, 1}, progress);
+  return hidden;
+}
+
+// callback(layer, q [rows, heads, d], k and v [rows, kv_heads, d]) for each layer of each pass.
+void observe_attention(Session& session, const Tokens& ids, const py::object& callback) {
+  const std::vector<int32_t> tokens = to_vector(ids);
+  const Hyperparameters& h = session.model()->hyperparameters();
+  const AttentionObserver observer = [&](int64_t layer, int64_t rows, const float* q,
+                                         const float* k, const float* v) {
+    py::gil_scoped_acquire gil;
+    const auto array = [&](const float* values, int64_t heads) {
+      return py::array_t<float>({rows, heads, h.head_dim}, values);
+    };
+    callback(layer, array(q, h.heads), array(k, h.kv_heads), array(v, h.kv_heads));
+  };
+  const Advance item{&session, tokens, nullptr, nullptr, &observer};
+  const Progress progress = python_progress(py::none());
+  py::gil_scoped_release release;
+  advance_batch({&item, 1}, progress);
 }
 
 std::pair<std::unique_ptr<Session>, py::bytes> load_session(const ModelHandle& model,
@@ -261,6 +295,8 @@ void bind_session(py::module_& module) {
       .def_property_readonly("spilled", &Session::spilled)
       .def("check_tokens", &check_session_tokens, py::arg("tokens"))
       .def("score", &score_tokens, py::arg("tokens"), py::arg("progress"))
+      .def("embed", &embed_tokens, py::arg("tokens"), py::arg("progress"))
+      .def("observe_attention", &observe_attention, py::arg("tokens"), py::arg("callback"))
       .def("sample", &sample_token, py::arg("sampler"), py::arg("top_logprobs"),
            py::arg("adjusted") = py::none())
       .def("recall_errors", &layer_recall_errors, py::arg("layer"))

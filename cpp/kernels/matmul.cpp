@@ -1,8 +1,10 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
+#include <new>
 
 #include "base/error.h"
+#include "base/system.h"
 #include "kernels/matmul_kernels.h"
 
 namespace lola {
@@ -12,16 +14,10 @@ constexpr int64_t kTilesPerThread = 8;  // enough that a slow core delays nobody
 constexpr int64_t kMinTileBytes =
     16 * 1024;  // below this, handing out a tile costs more than it brings
 constexpr int64_t kMinParallelValues = 1 << 15;  // likewise for rounding activations
-constexpr size_t kAlignment = 64;
+constexpr std::align_val_t kAlignment{64};
 constexpr int64_t kFewTokens = 8;  // up to here the time of a product is that of reading weights
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-uint8_t* aligned(std::vector<uint8_t>& buffer, size_t bytes) {
-  if (buffer.size() < bytes + kAlignment) buffer.resize(bytes + kAlignment);
-  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
-  return buffer.data() + (kAlignment - address % kAlignment) % kAlignment;
-}
 
 bool any_quantized(std::span<const MatmulJob> jobs) {
   return std::any_of(jobs.begin(), jobs.end(),
@@ -39,11 +35,11 @@ void check(std::span<const MatmulJob> jobs) {
 
 // [cols / kGroup, tokens]
 const ActivationGroup* round_activations(const MatmulKernels& kernels, ThreadPool& pool,
-                                         std::vector<uint8_t>& buffer, const float* x,
-                                         int64_t x_stride, int64_t tokens, int64_t cols) {
+                                         MatmulScratch& scratch, const float* x, int64_t x_stride,
+                                         int64_t tokens, int64_t cols) {
   const size_t count = static_cast<size_t>(ceil_div(cols, kGroup) * tokens);
   auto* groups =
-      reinterpret_cast<ActivationGroup*>(aligned(buffer, count * sizeof(ActivationGroup)));
+      reinterpret_cast<ActivationGroup*>(scratch.get(0, count * sizeof(ActivationGroup)));
   const auto round = [&](int64_t token, int) {
     kernels.round_activations(x + token * x_stride, cols, groups + token, tokens);
   };
@@ -73,10 +69,19 @@ int64_t rows_per_tile(const ThreadPool& pool, int64_t tokens, std::span<const Ma
 
 }  // namespace
 
-std::vector<uint8_t>& MatmulScratch::bytes(int index) {
+void MatmulScratch::Delete::operator()(uint8_t* data) const { ::operator delete(data, kAlignment); }
+
+uint8_t* MatmulScratch::get(int index, size_t bytes) {
   const size_t wanted = static_cast<size_t>(index) + 1;
-  if (buffers_.size() < wanted) buffers_.resize(wanted);
-  return buffers_[static_cast<size_t>(index)];
+  if (memories_.size() < wanted) memories_.resize(wanted);
+  Memory& memory = memories_[static_cast<size_t>(index)];
+  if (memory.bytes < bytes) {
+    memory = {};
+    memory.data.reset(static_cast<uint8_t*>(::operator new(bytes, kAlignment)));
+    memory.bytes = bytes;
+    advise_huge_pages(memory.data.get(), bytes);
+  }
+  return memory.data.get();
 }
 
 void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, const float* x,
@@ -85,12 +90,11 @@ void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, co
   check(jobs);
   const MatmulKernels& isa = *kernels.matmul;
   for (int thread = pool.threads() - 1; thread >= 0; --thread) {
-    aligned(scratch.bytes(1 + thread), isa.scratch_bytes);  // grown here: workers only read
+    scratch.get(1 + thread, isa.scratch_bytes);  // grown here: workers only read
   }
   const ActivationGroup* groups = nullptr;
   if (any_quantized(jobs)) {
-    groups =
-        round_activations(isa, pool, scratch.bytes(0), x, x_stride, tokens, jobs[0].weight->cols);
+    groups = round_activations(isa, pool, scratch, x, x_stride, tokens, jobs[0].weight->cols);
   }
   const int64_t tile_rows = rows_per_tile(pool, tokens, jobs);
   int64_t tiles = 0;
@@ -102,7 +106,7 @@ void matmul(const Kernels& kernels, ThreadPool& pool, MatmulScratch& scratch, co
     const int64_t end = std::min(begin + tile_rows, job->weight->rows);
     isa.multiply({job->weight, begin, end, tokens, x, x_stride, groups, job->bias, job->out,
                   job->out_stride, job->accumulate},
-                 aligned(scratch.bytes(1 + thread), isa.scratch_bytes));
+                 scratch.get(1 + thread, isa.scratch_bytes));
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -24,10 +25,18 @@ struct MatmulJob {
 // Reused memory of matmul(); one per caller, not shared between threads that call at the same time.
 class MatmulScratch {
  public:
-  std::vector<uint8_t>& bytes(int index);
+  // At least so many bytes, at the start of a cache line; what they held is lost when they grow.
+  uint8_t* get(int index, size_t bytes);
 
  private:
-  std::vector<std::vector<uint8_t>> buffers_;
+  struct Delete {
+    void operator()(uint8_t* data) const;
+  };
+  struct Memory {
+    std::unique_ptr<uint8_t, Delete> data;
+    size_t bytes = 0;
+  };
+  std::vector<Memory> memories_;
 };
 
 // x [tokens, cols], row stride x_stride; weights in panels. Quantized weights: x is rounded to int8

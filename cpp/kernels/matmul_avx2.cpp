@@ -6,6 +6,8 @@ namespace {
 
 struct Avx2Lanes {
   static constexpr int kLanes = 8;
+  static constexpr int kPanels = 1;
+  static constexpr int kSums = 4;  // that advance side by side
   using Words = __m256i;
   using Floats = __m256;
 
@@ -78,9 +80,9 @@ struct Avx2Lanes {
     return kFit < kWords ? kFit : kWords;
   }
 
-  template <typename Reader, int kTokens>
-  static LOLA_INLINE void add_dots(const Words* q, const ActivationGroup* a, int first,
-                                   Words* sums) {
+  template <typename Reader, int kPanels, int kTokens>
+  static LOLA_INLINE void add_dots(const GroupWeights<Avx2Lanes, Reader>* weights,
+                                   const ActivationGroup* a, int first, Words (*sums)[kTokens]) {
     constexpr int kChain = chain<Reader>();
     LOLA_UNROLL
     for (int t = 0; t < kTokens; ++t) {
@@ -91,10 +93,10 @@ struct Avx2Lanes {
         for (int i = begin; i < begin + kChain; ++i) {
           int32_t four;
           std::memcpy(&four, a[t].q + first + i * 4, sizeof(four));
-          const __m256i products = pairs<Reader>(q[i], _mm256_set1_epi32(four));
+          const __m256i products = pairs<Reader>(weights->q[i], _mm256_set1_epi32(four));
           sum16 = i == begin ? products : _mm256_add_epi16(sum16, products);
         }
-        sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(sum16, _mm256_set1_epi16(1)));
+        sums[0][t] = _mm256_add_epi32(sums[0][t], _mm256_madd_epi16(sum16, _mm256_set1_epi16(1)));
       }
     }
   }

@@ -12,6 +12,8 @@ namespace {
 
 struct Avx512Lanes {
   static constexpr int kLanes = 16;
+  static constexpr int kPanels = 2;  // whose weights stay in registers side by side
+  static constexpr int kSums = 8;    // that advance side by side
   using Words = __m512i;
   using Floats = __m512;
 
@@ -72,16 +74,20 @@ struct Avx512Lanes {
     }
   }
 
-  template <typename Reader, int kTokens>
-  static LOLA_INLINE void add_dots(const Words* q, const ActivationGroup* a, int first,
-                                   Words* sums) {
+  template <typename Reader, int kPanels, int kTokens>
+  static LOLA_INLINE void add_dots(const GroupWeights<Avx512Lanes, Reader>* weights,
+                                   const ActivationGroup* a, int first, Words (*sums)[kTokens]) {
     LOLA_UNROLL
     for (int i = 0; i < Reader::kGroupSize / 4; ++i) {
       LOLA_UNROLL
       for (int t = 0; t < kTokens; ++t) {
         int32_t four;
         std::memcpy(&four, a[t].q + first + i * 4, sizeof(four));
-        sums[t] = _mm512_dpbusd_epi32(sums[t], q[i], _mm512_set1_epi32(four));
+        LOLA_UNROLL
+        for (int panel = 0; panel < kPanels; ++panel) {
+          sums[panel][t] =
+              _mm512_dpbusd_epi32(sums[panel][t], weights[panel].q[i], _mm512_set1_epi32(four));
+        }
       }
     }
   }

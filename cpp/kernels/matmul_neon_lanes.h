@@ -13,6 +13,8 @@ namespace {
 template <typename Bytes>
 struct NeonLanes {
   static constexpr int kLanes = 4;
+  static constexpr int kPanels = 2;
+  static constexpr int kSums = 8;  // that advance side by side
   using Words = uint32x4_t;
   using Floats = float32x4_t;
 
@@ -68,21 +70,24 @@ struct NeonLanes {
     }
   }
 
-  template <typename Reader, int kTokens>
-  static LOLA_INLINE void add_dots(const Words* q, const ActivationGroup* a, int first,
-                                   Words* sums) {
+  template <typename Reader, int kPanels, int kTokens>
+  static LOLA_INLINE void add_dots(const GroupWeights<NeonLanes, Reader>* weights,
+                                   const ActivationGroup* a, int first, Words (*sums)[kTokens]) {
     LOLA_UNROLL
     for (int i = 0; i < Reader::kGroupSize / 4; i += 4) {
       LOLA_UNROLL
       for (int t = 0; t < kTokens; ++t) {
         const int8x16_t sixteen = vld1q_s8(a[t].q + first + i * 4);
-        const auto byte = [&](int word) { return vreinterpretq_s8_u32(q[i + word]); };
-        int32x4_t sum = vreinterpretq_s32_u32(sums[t]);
-        sum = Bytes::template dot<0>(sum, byte(0), sixteen);
-        sum = Bytes::template dot<1>(sum, byte(1), sixteen);
-        sum = Bytes::template dot<2>(sum, byte(2), sixteen);
-        sum = Bytes::template dot<3>(sum, byte(3), sixteen);
-        sums[t] = vreinterpretq_u32_s32(sum);
+        LOLA_UNROLL
+        for (int panel = 0; panel < kPanels; ++panel) {
+          const Words* q = weights[panel].q + i;
+          int32x4_t sum = vreinterpretq_s32_u32(sums[panel][t]);
+          sum = Bytes::template dot<0>(sum, vreinterpretq_s8_u32(q[0]), sixteen);
+          sum = Bytes::template dot<1>(sum, vreinterpretq_s8_u32(q[1]), sixteen);
+          sum = Bytes::template dot<2>(sum, vreinterpretq_s8_u32(q[2]), sixteen);
+          sum = Bytes::template dot<3>(sum, vreinterpretq_s8_u32(q[3]), sixteen);
+          sums[panel][t] = vreinterpretq_u32_s32(sum);
+        }
       }
     }
   }

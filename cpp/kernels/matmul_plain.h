@@ -31,10 +31,14 @@ namespace {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline void store(const MatmulTile& tile, int64_t row, int64_t token, float sum) {
-  if (tile.bias) sum += tile.bias[row];
-  float& out = tile.out[token * tile.out_stride + row];
-  out = tile.accumulate ? out + sum : sum;
+// sums [rows] of one token, from `row` on, go to where the tile wants them.
+inline void store(const MatmulTile& tile, int64_t row, int64_t rows, int64_t token,
+                  const float* sums) {
+  float* out = tile.out + token * tile.out_stride + row;
+  for (int64_t i = 0; i < rows; ++i) {
+    const float sum = tile.bias ? sums[i] + tile.bias[row + i] : sums[i];
+    out[i] = tile.accumulate ? out[i] + sum : sum;
+  }
 }
 
 inline uint32_t magnitude(float x) {

@@ -78,7 +78,7 @@ void multiply(const MatmulTile& tile, uint8_t* scratch) {
     for (int64_t first = 0; first < tile.tokens; first += kMaxRunTokens) {
       const int64_t tokens = smaller(kMaxRunTokens, tile.tokens - first);
       multiply_row(tile, row, first, tokens, space);
-      for (int64_t t = 0; t < tokens; ++t) store(tile, row, first + t, space.sums[t]);
+      for (int64_t t = 0; t < tokens; ++t) store(tile, row, 1, first + t, space.sums + t);
     }
   }
 }

@@ -9,32 +9,29 @@
 
 #include <bit>
 
-#include "kernels/matmul_read.h"
+#include "base/prefetch.h"
+#include "kernels/matmul_floats.h"
 
 namespace lola {
 namespace {
 
-constexpr int kTogether = 4;  // tokens whose sums advance side by side
+// The weights of one group of V::kLanes rows.
+template <typename V, typename Reader>
+struct GroupWeights {
+  static constexpr int kWords = Reader::kGroupSize / 4;
 
-struct Workspace {
-  UnpackedPanel unpacked;
-  alignas(64) float sums[kMaxTilePanels][kMaxRunTokens][kPanelRows];
+  typename V::Words q[kWords];
+  typename V::Floats scale;
+  typename V::Floats min;
 };
 
-// The rows of one panel and the tokens that they are multiplied with.
-struct PanelRun {
-  const MatmulTile& tile;
-  const PanelLayout& layout;
-  int64_t index;  // of the panel
-  int64_t first_token;
-  int64_t tokens;
-  float (*sums)[kPanelRows];  // [tokens, kPanelRows]
-
-  const uint8_t* panel() const { return tile.weight->data + index * layout.bytes; }
-  const ActivationGroup* activations(int64_t group) const {
-    return tile.groups + group * tile.tokens + first_token;
-  }
-};
+template <typename V, typename Reader>
+LOLA_INLINE void read_group(const Reader& reader, int g, GroupWeights<V, Reader>& weights) {
+  reader.quants(g, weights.q);
+  V::template prepare<Reader>(weights.q);
+  weights.scale = reader.scale(g);
+  if constexpr (Reader::kHasMin) weights.min = reader.min(g);
+}
 
 // What the integer sums of a group start at: what the weights' offset adds, taken off again.
 template <typename V, typename Reader>
@@ -52,90 +49,158 @@ LOLA_INLINE typename V::Words start(const ActivationGroup& a, int half) {
                                V::splat_word(kOffset)));
 }
 
-// sums += the products of one group of kLanes rows with kTokens tokens. half: which 16 of the
-// activations, where the group has 16.
-template <typename V, typename Reader, int kTokens>
-LOLA_INLINE void add_products(const typename V::Words* q, typename V::Floats scale,
-                              typename V::Floats min, const ActivationGroup* a, int half,
-                              float (*sums)[kPanelRows]) {
-  typename V::Words products[kTokens];
-  LOLA_UNROLL
-  for (int t = 0; t < kTokens; ++t) products[t] = start<V, Reader>(a[t], half);
-  V::template add_dots<Reader, kTokens>(q, a, half * 16, products);
+// Where the sums of some panels and tokens are kept between groups.
+template <typename V>
+struct SumsInMemory {
+  const PanelRun& run;
+  int64_t token;
+  int row;
+
+  typename V::Floats get(int panel, int t) const {
+    return V::load_floats(run.sum(panel, token + t, row));
+  }
+  void set(int panel, int t, typename V::Floats sum) const {
+    V::store_floats(sum, run.sum(panel, token + t, row));
+  }
+};
+
+template <typename V>
+struct SumInRegister {
+  typename V::Floats sum;
+
+  typename V::Floats get(int, int) const { return sum; }
+  void set(int, int, typename V::Floats gained) { sum = gained; }
+};
+
+// sums += the products of one group of kLanes rows of each panel with kTokens tokens. half: which
+// 16 of the activations, where the group has 16.
+template <typename V, typename Reader, int kPanels, int kTokens, typename Sums>
+LOLA_INLINE void add_products(const GroupWeights<V, Reader>* weights, const ActivationGroup* a,
+                              int half, Sums& sums) {
+  typename V::Words products[kPanels][kTokens];
   LOLA_UNROLL
   for (int t = 0; t < kTokens; ++t) {
-    const auto value =
-        V::multiply_add(V::as_float(products[t]), V::splat(a[t].scale), V::splat(a[t].minus_magic));
-    auto sum = V::multiply_add(value, scale, V::load_floats(sums[t]));
-    if constexpr (Reader::kHasMin) {
-      const float a_sum = Reader::kGroupSize == kGroup ? a[t].sum : a[t].half_sum[half];
-      sum = V::subtract_product(min, V::splat(a_sum), sum);
-    }
-    V::store_floats(sum, sums[t]);
+    const auto begin = start<V, Reader>(a[t], half);
+    for (int i = 0; i < kPanels; ++i) products[i][t] = begin;
   }
-}
-
-// Group g of a block for kLanes rows and all tokens of the run.
-template <typename V, typename Reader, bool kOneToken>
-LOLA_INLINE void multiply_group(const Reader& reader, int g, const PanelRun& run,
-                                int64_t first_group, int row) {
-  typename V::Words q[Reader::kGroupSize / 4];
-  reader.quants(g, q);
-  V::template prepare<Reader>(q);
-  const typename V::Floats scale = reader.scale(g);
-  typename V::Floats min{};
-  if constexpr (Reader::kHasMin) min = reader.min(g);
-  const int column = g * Reader::kGroupSize;
-  const ActivationGroup* a = run.activations(first_group + column / kGroup);
-  const int half = column % kGroup / 16;
-  const auto sums = reinterpret_cast<float(*)[kPanelRows]>(run.sums[0] + row);
-  if constexpr (kOneToken) return add_products<V, Reader, 1>(q, scale, min, a, half, sums);
-  int64_t t = 0;
-  for (; t + kTogether <= run.tokens; t += kTogether) {
-    add_products<V, Reader, kTogether>(q, scale, min, a + t, half, sums + t);
-  }
-  for (; t < run.tokens; ++t) add_products<V, Reader, 1>(q, scale, min, a + t, half, sums + t);
-}
-
-// All groups of a block. With one token the weights are read only once, and their unpacking counts:
-// unrolled, its shifts are constants.
-template <typename V, typename Reader, bool kOneToken>
-LOLA_INLINE void multiply_block(const Reader& reader, const PanelRun& run, int64_t first_group,
-                                int groups, int row) {
-  if constexpr (kOneToken) {
+  V::template add_dots<Reader, kPanels, kTokens>(weights, a, half * 16, products);
+  LOLA_UNROLL
+  for (int t = 0; t < kTokens; ++t) {
+    const auto scale = V::splat(a[t].scale), minus_magic = V::splat(a[t].minus_magic);
+    const auto a_sum = V::splat(Reader::kGroupSize == kGroup ? a[t].sum : a[t].half_sum[half]);
     LOLA_UNROLL
-    for (int g = 0; g < Reader::kGroups; ++g) {
-      multiply_group<V, Reader, true>(reader, g, run, first_group, row);
-    }
-  } else {
-    for (int g = 0; g < groups; ++g) {
-      multiply_group<V, Reader, false>(reader, g, run, first_group, row);
+    for (int i = 0; i < kPanels; ++i) {
+      const auto value = V::multiply_add(V::as_float(products[i][t]), scale, minus_magic);
+      auto sum = V::multiply_add(value, weights[i].scale, sums.get(i, t));
+      if constexpr (Reader::kHasMin) sum = V::subtract_product(weights[i].min, a_sum, sum);
+      sums.set(i, t, sum);
     }
   }
 }
 
-// The groups of columns [begin, end) of a format with a reader of its own.
-template <typename V, typename Reader, bool kOneToken>
-LOLA_NOINLINE void multiply_blocks(const PanelRun& run, int64_t begin, int64_t end) {
+// Where group g of a block is among the activations.
+struct GroupPlace {
+  int64_t group;
+  int half;
+};
+
+template <typename Reader>
+LOLA_INLINE GroupPlace place_of(int g, int64_t first_group) {
+  const int column = g * Reader::kGroupSize;
+  return {first_group + column / kGroup, column % kGroup / 16};
+}
+
+// Some groups of a block for kLanes rows of each panel and all tokens of the run.
+template <typename V, typename Reader, int kPanels>
+LOLA_INLINE void multiply_block(const Reader* readers, const PanelRun& run, int64_t first_group,
+                                int groups, int row) {
+  constexpr int kSide = V::kSums / kPanels;  // tokens
+  for (int g = 0; g < groups; ++g) {
+    GroupWeights<V, Reader> weights[kPanels];
+    LOLA_UNROLL
+    for (int i = 0; i < kPanels; ++i) read_group<V>(readers[i], g, weights[i]);
+    const GroupPlace place = place_of<Reader>(g, first_group);
+    const ActivationGroup* a = run.activations(place.group);
+    int64_t t = 0;
+    for (; t + kSide <= run.tokens; t += kSide) {
+      const SumsInMemory<V> sums{run, t, row};
+      add_products<V, Reader, kPanels, kSide>(weights, a + t, place.half, sums);
+    }
+    for (; t < run.tokens; ++t) {
+      const SumsInMemory<V> sums{run, t, row};
+      add_products<V, Reader, kPanels, 1>(weights, a + t, place.half, sums);
+    }
+  }
+}
+
+// All groups of a block for kLanes rows and one token. The weights are read only once, and their
+// unpacking counts: unrolled, its shifts are constants, and with the sum in a register nothing that
+// several groups need is read twice.
+template <typename V, typename Reader>
+LOLA_INLINE void multiply_block_once(const Reader& reader, const PanelRun& run, int64_t first_group,
+                                     int row) {
+  SumInRegister<V> sum{V::load_floats(run.sum(0, 0, row))};
+  LOLA_UNROLL
+  for (int g = 0; g < Reader::kGroups; ++g) {
+    GroupWeights<V, Reader> weights;
+    read_group<V>(reader, g, weights);
+    const GroupPlace place = place_of<Reader>(g, first_group);
+    add_products<V, Reader, 1, 1>(&weights, run.activations(place.group), place.half, sum);
+  }
+  V::store_floats(sum.sum, run.sum(0, 0, row));
+}
+
+// Stands on a block of some rows of a panel.
+template <typename Reader>
+LOLA_INLINE Reader reader_at(const PanelRun& run, int64_t panel, int64_t block, int row) {
+  const uint8_t* odd = run.panel(panel) + run.layout.odd_at(block);
+  const uint8_t* words = run.panel(panel) + run.layout.words_at(block);
+  return Reader{{{odd + row * run.layout.odd_bytes, words + row * 4}}};
+}
+
+// The groups of columns [begin, end) of a format with a reader of its own. The run is a copy, whose
+// fields no store to a sum can change.
+template <typename V, typename Reader, int kPanels>
+LOLA_NOINLINE void multiply_blocks(const PanelRun run, int64_t begin, int64_t end) {
   constexpr int64_t kBlockGroups = Reader::kGroups * Reader::kGroupSize / kGroup;
   for (int64_t group = begin; group < end; group += kBlockGroups) {
-    const uint8_t* odd = run.panel() + run.layout.odd_at(group / kBlockGroups);
-    const uint8_t* words = run.panel() + run.layout.words_at(group / kBlockGroups);
+    for (int row = 0; row < kPanelRows; row += V::kLanes) {
+      Reader readers[kPanels];
+      for (int i = 0; i < kPanels; ++i) {
+        readers[i] = reader_at<Reader>(run, i, group / kBlockGroups, row);
+      }
+      multiply_block<V, Reader, kPanels>(readers, run, group, Reader::kGroups, row);
+    }
+  }
+}
+
+template <typename V, typename Reader>
+LOLA_NOINLINE void multiply_blocks_once(const PanelRun run, int64_t begin, int64_t end) {
+  constexpr int64_t kBlockGroups = Reader::kGroups * Reader::kGroupSize / kGroup;
+  for (int64_t group = begin; group < end; group += kBlockGroups) {
+    const int64_t block = group / kBlockGroups;
     // Memory is read fastest in order, and formats with groups of 16 are not unpacked in order.
-    if constexpr (kOneToken && Reader::kGroupSize == 16) {
-      for (int64_t i = 0; i < run.layout.words; ++i) __builtin_prefetch(words + i * kLineBytes);
+    if constexpr (Reader::kGroupSize == 16) {
+      const uint8_t* words = run.panel(0) + run.layout.words_at(block);
+      for (int64_t i = 0; i < run.layout.words; ++i) prefetch(words + i * kLineBytes);
     }
     for (int row = 0; row < kPanelRows; row += V::kLanes) {
-      const Reader reader{{{odd + row * run.layout.odd_bytes, words + row * 4}}};
-      multiply_block<V, Reader, kOneToken>(reader, run, group, Reader::kGroups, row);
+      multiply_block_once<V>(reader_at<Reader>(run, 0, block, row), run, group, row);
     }
   }
 }
 
 template <typename V, typename Reader>
 void multiply_packed(const PanelRun& run, int64_t begin, int64_t end) {
-  run.tokens == 1 ? multiply_blocks<V, Reader, true>(run, begin, end)
-                  : multiply_blocks<V, Reader, false>(run, begin, end);
+  if constexpr (V::kPanels == kTwoPanels) {
+    if (run.panels == kTwoPanels && run.tokens > 1) {
+      return multiply_blocks<V, Reader, kTwoPanels>(run, begin, end);
+    }
+  }
+  for (int64_t i = 0; i < run.panels; ++i) {
+    run.tokens == 1 ? multiply_blocks_once<V, Reader>(run.only(i), begin, end)
+                    : multiply_blocks<V, Reader, 1>(run.only(i), begin, end);
+  }
 }
 
 // Columns [first_col, first_col + cols) of a panel.
@@ -162,14 +227,17 @@ inline void unpack(const WeightMatrix& weight, int64_t panel, int64_t first_col,
 template <typename V, int kSize, bool kMin>
 LOLA_NOINLINE void multiply_unpacked(const PanelRun& run, UnpackedPanel& panel, int64_t begin,
                                      int64_t end) {
+  using Reader = ReadUnpacked<V, kSize, kMin>;
   constexpr int64_t kStep = UnpackedPanel::kColumns / kGroup;
-  for (int64_t group = begin; group < end; group += kStep) {
-    const int64_t cols = smaller(kStep, end - group) * kGroup;
-    unpack(*run.tile.weight, run.index, group * kGroup, cols, panel);
-    for (int row = 0; row < kPanelRows; row += V::kLanes) {
-      const ReadUnpacked<V, kSize, kMin> reader{{}, &panel, row};
-      multiply_block<V, ReadUnpacked<V, kSize, kMin>, false>(reader, run, group,
-                                                             static_cast<int>(cols / kSize), row);
+  for (int64_t i = 0; i < run.panels; ++i) {
+    for (int64_t group = begin; group < end; group += kStep) {
+      const int64_t cols = smaller(kStep, end - group) * kGroup;
+      unpack(*run.tile.weight, run.first_panel + i, group * kGroup, cols, panel);
+      for (int row = 0; row < kPanelRows; row += V::kLanes) {
+        const Reader reader{{}, &panel, row};
+        multiply_block<V, Reader, 1>(&reader, run.only(i), group, static_cast<int>(cols / kSize),
+                                     row);
+      }
     }
   }
 }
@@ -210,54 +278,6 @@ void multiply_groups(const PanelRun& run, UnpackedPanel& panel, int64_t begin, i
   }
 }
 
-// The three float formats, by how an element is stored.
-struct F32 {
-  static constexpr int kBytes = 4;
-};
-struct F16 {
-  static constexpr int kBytes = 2;
-};
-struct BF16 {
-  static constexpr int kBytes = 2;
-};
-
-// sums += the products of columns [begin, end) with kTokens tokens, a column after the other.
-// The rows of a column lie side by side in the panel: a float is one block.
-template <typename V, typename Value, int kTokens>
-LOLA_INLINE void add_float_products(const uint8_t* column, const float* x, int64_t x_stride,
-                                    int64_t cols, float (*sums)[kPanelRows]) {
-  typename V::Floats sum[kTokens];
-  LOLA_UNROLL
-  for (int t = 0; t < kTokens; ++t) sum[t] = V::load_floats(sums[t]);
-  for (int64_t i = 0; i < cols; ++i) {
-    const auto w = V::load_value(column + i * kPanelRows * Value::kBytes, Value{});
-    LOLA_UNROLL
-    for (int t = 0; t < kTokens; ++t) {
-      sum[t] = V::multiply_add(w, V::splat(x[t * x_stride + i]), sum[t]);
-    }
-  }
-  LOLA_UNROLL
-  for (int t = 0; t < kTokens; ++t) V::store_floats(sum[t], sums[t]);
-}
-
-template <typename V, typename Value>
-LOLA_NOINLINE void multiply_floats(const PanelRun& run, int64_t begin, int64_t end) {
-  const float* x = run.tile.x + run.first_token * run.tile.x_stride + begin;
-  const int64_t stride = run.tile.x_stride;
-  for (int row = 0; row < kPanelRows; row += V::kLanes) {
-    const uint8_t* column = run.panel() + (begin * kPanelRows + row) * Value::kBytes;
-    const auto sums = reinterpret_cast<float(*)[kPanelRows]>(run.sums[0] + row);
-    int64_t t = 0;
-    for (; t + kTogether <= run.tokens; t += kTogether) {
-      add_float_products<V, Value, kTogether>(column, x + t * stride, stride, end - begin,
-                                              sums + t);
-    }
-    for (; t < run.tokens; ++t) {
-      add_float_products<V, Value, 1>(column, x + t * stride, stride, end - begin, sums + t);
-    }
-  }
-}
-
 template <typename V>
 void multiply_columns(const PanelRun& run, UnpackedPanel& panel, int64_t begin, int64_t end) {
   switch (run.tile.weight->format->type) {
@@ -291,16 +311,17 @@ void multiply_run(const MatmulTile& tile, int64_t first_panel, int64_t panels, i
     std::memset(space.sums[i], 0, static_cast<size_t>(tokens) * sizeof(space.sums[i][0]));
   }
   for (int64_t col = 0; col < cols; col += step) {
-    for (int64_t i = 0; i < panels; ++i) {
-      const PanelRun run{tile, layout, first_panel + i, first_token, tokens, space.sums[i]};
+    for (int64_t i = 0; i < panels; i += kTwoPanels) {
+      const PanelRun run{tile,        layout, first_panel + i, smaller(kTwoPanels, panels - i),
+                         first_token, tokens, space.sums + i};
       multiply_columns<V>(run, space.unpacked, col, smaller(cols, col + step));
     }
   }
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t i = 0; i < panels * kPanelRows; ++i) {
-      const int64_t row = first_panel * kPanelRows + i;
-      if (row >= tile.row_end) break;
-      store(tile, row, first_token + t, space.sums[i / kPanelRows][t][i % kPanelRows]);
+  for (int64_t i = 0; i < panels; ++i) {
+    const int64_t row = (first_panel + i) * kPanelRows;
+    const int64_t rows = smaller(kPanelRows, tile.row_end - row);
+    for (int64_t t = 0; t < tokens; ++t) {
+      store(tile, row, rows, first_token + t, space.sums[i][t]);
     }
   }
 }

@@ -1,3 +1,4 @@
+#include "base/prefetch.h"
 #include "kernels/peak_loops.h"
 
 namespace lola {
@@ -43,9 +44,7 @@ uint64_t read_all(const uint64_t* words, int64_t count) {
   uint64_t seen = 0;
   int64_t i = 0;
   for (; i + kLine <= count; i += kLine) {
-#if defined(__GNUC__)
-    __builtin_prefetch(words + i + kAhead);
-#endif
+    prefetch(words + i + kAhead);
     for (int64_t j = 0; j < kLine; ++j) seen |= words[i + j];
   }
   for (; i < count; ++i) seen |= words[i];

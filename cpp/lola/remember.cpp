@@ -68,34 +68,29 @@ void rewrite_cache(const KvHead& head, int64_t owner, const Eligible& eligible, 
   }
 }
 
-// Moves the pairs that are not kept to the front; returns their number.
-int64_t gather_losers(const uint8_t* kept, int64_t count, int64_t head_dim, float* keys,
-                      float* values) {
-  const size_t row_bytes = static_cast<size_t>(head_dim) * sizeof(float);
+// Moves the rows [count, width] of pairs that are not kept to the front; returns their number.
+int64_t gather_losers(const uint8_t* kept, int64_t count, int64_t width, float* rows) {
   int64_t losers = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (kept[i] != 0) continue;
-    if (losers != i) {
-      std::memcpy(keys + losers * head_dim, keys + i * head_dim, row_bytes);
-      std::memcpy(values + losers * head_dim, values + i * head_dim, row_bytes);
-    }
+    if (losers != i) std::copy_n(rows + i * width, width, rows + losers * width);
     ++losers;
   }
   return losers;
 }
 
-// Every query head of the owner absorbs the pairs, keys and values [count, head_dim].
-void absorb_for_owner(const KvHead& head, int64_t owner, const float* keys, const float* values,
-                      int64_t count, int64_t absorbed) {
+// Every query head of the owner absorbs the pairs that are not kept. phi [heads of the owner,
+// count, feature_size] and values [count, head_dim] are used up.
+void absorb_losers(const KvHead& head, int64_t owner, const Eligible& eligible, const uint8_t* kept,
+                   float* phi, float* values) {
   const AttentionShape& shape = head.layer.shape;
-  const FeatureMap& map = head.layer.feature_map;
-  const int64_t d = shape.head_dim;
+  const int64_t count = eligible.count();
+  const int64_t losers = gather_losers(kept, count, shape.head_dim, values);
   const int64_t first = head.first_query_head() + owner * head.heads_per_owner();
-  for (int64_t query_head = first; query_head < first + head.heads_per_owner(); ++query_head) {
-    float* phi = head.scratch.features.get(count * shape.feature_size);
-    map_features(head.kernels, map, head.layer.key_map + query_head * map.map_size * d, keys, d,
-                 count, d, phi);
-    absorb(head.kernels, shape, head.hidden_state(query_head), phi, values, count, absorbed);
+  for (int64_t i = 0; i < head.heads_per_owner(); ++i, phi += count * shape.feature_size) {
+    gather_losers(kept, count, shape.feature_size, phi);
+    absorb(head.kernels, shape, head.hidden_state(first + i), phi, values, losers,
+           eligible.absorbed);
   }
 }
 
@@ -112,17 +107,20 @@ void pass_boundary(const KvHead& head, int64_t seen) {
   int64_t* position = scratch.positions.get(count);
   float* scores = scratch.scores.get(count);
   uint8_t* kept = scratch.kept.get(count);
+  float* phi = scratch.features.get(head.heads_per_owner() * count * head.layer.shape.feature_size);
+  const bool all_fit = count <= capacity;
   for (int64_t owner = 0; owner < head.owners(); ++owner) {
     load_eligible(head, owner, eligible, keys, values, position);
     std::fill_n(scores, count, 0.0f);
-    std::fill_n(kept, count, uint8_t{count <= capacity});
-    if (capacity > 0 && count > capacity) {
-      score_pairs(head, owner, {keys, values, position, count}, seen, eligible.absorbed, scores);
+    std::fill_n(kept, count, uint8_t{all_fit});
+    if (!all_fit) map_for_owner(head, owner, keys, count, phi);
+    if (!all_fit && capacity > 0) {
+      score_pairs(head, owner, {keys, values, phi, position, count}, seen, eligible.absorbed,
+                  scores);
       choose_kept(scores, count, capacity, scratch.ranking, kept);
     }
     if (capacity > 0) rewrite_cache(head, owner, eligible, kept, scores, position);
-    const int64_t losers = gather_losers(kept, count, head.head_dim(), keys, values);
-    if (losers > 0) absorb_for_owner(head, owner, keys, values, losers, eligible.absorbed);
+    if (!all_fit) absorb_losers(head, owner, eligible, kept, phi, values);
   }
 }
 

@@ -13,11 +13,10 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // errors [count]: SRE(k, v | Hs, s) = || phi(k)'Hs / (phi(k)'s) - v ||^2; the recall is 0 while s =
-// 0.
+// 0. phi [count, feature_size] is the query head's.
 void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pairs,
-                   int64_t absorbed, float* errors) {
+                   const float* phi, int64_t absorbed, float* errors) {
   const AttentionShape& shape = head.layer.shape;
-  const FeatureMap& map = head.layer.feature_map;
   const int64_t d = shape.head_dim;
   const bool after = head.config.policy->recall_from == RecallFrom::kStateAfter;
   if (absorbed == 0 && !after) {
@@ -25,9 +24,6 @@ void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pai
       errors[i] = head.kernels.dot(pairs.v + i * d, pairs.v + i * d, d);
     return;
   }
-  float* phi = head.scratch.features.get(pairs.count * shape.feature_size);
-  const float* weight = head.layer.key_map + query_head * map.map_size * d;
-  map_features(head.kernels, map, weight, pairs.k, d, pairs.count, d, phi);
   HiddenState hidden = head.hidden_state(query_head);
   float* copy = head.scratch.state.get(shape.feature_size * (d + 1));
   if (after) {
@@ -46,13 +42,13 @@ void recall_errors(const KvHead& head, int64_t query_head, const Candidates& pai
 
 // scores [count] become the larger of themselves and the query head's own scores.
 void raise_to_head_scores(const KvHead& head, int64_t query_head, const Candidates& pairs,
-                          int64_t seen, int64_t absorbed, float* scores) {
+                          const float* phi, int64_t seen, int64_t absorbed, float* scores) {
   const CachePolicy& policy = *head.config.policy;
   const int64_t d = head.head_dim();
   float* errors = head.scratch.head_scores.get(pairs.count);
   std::fill_n(errors, pairs.count, 0.0f);
   if (policy.recall_from != RecallFrom::kNothing)
-    recall_errors(head, query_head, pairs, absorbed, errors);
+    recall_errors(head, query_head, pairs, phi, absorbed, errors);
   for (int64_t i = 0; i < pairs.count; ++i) {
     const float* key = pairs.k + i * d;
     const PairFacts facts{.recall_error = errors[i],
@@ -70,12 +66,24 @@ void raise_to_head_scores(const KvHead& head, int64_t query_head, const Candidat
 
 }  // namespace
 
+void map_for_owner(const KvHead& head, int64_t owner, const float* k, int64_t count, float* phi) {
+  const FeatureMap& map = head.layer.feature_map;
+  const int64_t d = head.head_dim();
+  const int64_t first = head.first_query_head() + owner * head.heads_per_owner();
+  for (int64_t i = 0; i < head.heads_per_owner(); ++i) {
+    const float* weight = head.layer.key_map + (first + i) * map.map_size * d;
+    map_features(head.kernels, map, weight, k, d, count, d,
+                 phi + i * count * head.layer.shape.feature_size);
+  }
+}
+
 void score_pairs(const KvHead& head, int64_t owner, const Candidates& pairs, int64_t seen,
                  int64_t absorbed, float* scores) {
   std::fill_n(scores, pairs.count, kMinusInfinity);
   const int64_t first = head.first_query_head() + owner * head.heads_per_owner();
   for (int64_t i = 0; i < head.heads_per_owner(); ++i) {
-    raise_to_head_scores(head, first + i, pairs, seen, absorbed, scores);
+    const float* phi = pairs.phi + i * pairs.count * head.layer.shape.feature_size;
+    raise_to_head_scores(head, first + i, pairs, phi, seen, absorbed, scores);
   }
 }
 

@@ -11,9 +11,13 @@ namespace lola {
 struct Candidates {
   const float* k;           // [count, head_dim]
   const float* v;           // [count, head_dim]
+  const float* phi;         // their features for the owner's query heads, as map_for_owner() gives
   const int64_t* position;  // [count]
   int64_t count;
 };
+
+// phi [heads of the owner, count, feature_size] of k [count, head_dim].
+void map_for_owner(const KvHead& head, int64_t owner, const float* k, int64_t count, float* phi);
 
 // scores [count] of the owner's candidates by the session's policy; larger stays. Where several
 // query heads share the cache, a pair's score is the largest over them. A score that is not a

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "models/pass.h"
 
 namespace lola {
 namespace {
@@ -26,10 +25,15 @@ std::vector<Segment> next_pass(std::span<const Advance> advances, int64_t pass_t
     const size_t i = open[n];
     const size_t share = std::max<size_t>(1, rows / (open.size() - n));
     const size_t count = std::min(left(i), share);
-    float* logprobs = advances[i].logprobs == nullptr ? nullptr : advances[i].logprobs + done[i];
+    const auto from_here = [&](float* values, int64_t width) {
+      return values == nullptr ? nullptr : values + static_cast<int64_t>(done[i]) * width;
+    };
+    float* logprobs = from_here(advances[i].logprobs, 1);
+    const int64_t dim = advances[i].session->model()->hyperparameters().dim;
     const bool last = done[i] + count == advances[i].tokens.size();
     segments.push_back({advances[i].session, advances[i].tokens.subspan(done[i], count),
-                        last && logprobs == nullptr, logprobs});
+                        last && logprobs == nullptr, logprobs, from_here(advances[i].hidden, dim),
+                        advances[i].observer});
     done[i] += count;
     rows -= count;
   }

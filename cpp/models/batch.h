@@ -6,7 +6,7 @@
 #include <functional>
 #include <span>
 
-#include "models/session.h"
+#include "models/pass.h"
 
 namespace lola {
 
@@ -14,6 +14,8 @@ struct Advance {
   Session* session;
   std::span<const int32_t> tokens;
   float* logprobs = nullptr;  // [tokens] or null: log-probability of each token given all before it
+  float* hidden = nullptr;    // [tokens, dim] or null: what goes into the output matrix
+  const AttentionObserver* observer = nullptr;  // or null
 };
 
 // Called between passes (Backend::pass_tokens() at most, and so the longest wait of a cancellation)

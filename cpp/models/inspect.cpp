@@ -77,9 +77,11 @@ class Inspection {
     for (int64_t i = 0; i < counts.window; ++i) {
       pairs.position[static_cast<size_t>(counts.cache + i)] = begin + i;
     }
-    score_pairs(head, query_head - head.first_query_head(),
-                {keys.data(), values.data(), pairs.position.data(), count}, position_,
-                counts.absorbed, pairs.error.data());
+    const int64_t owner = query_head - head.first_query_head();
+    std::vector<float> phi(static_cast<size_t>(count * layer_.shape.feature_size));
+    map_for_owner(head, owner, keys.data(), count, phi.data());
+    score_pairs(head, owner, {keys.data(), values.data(), phi.data(), pairs.position.data(), count},
+                position_, counts.absorbed, pairs.error.data());
     return pairs;
   }
 

@@ -76,12 +76,14 @@ void Pass::run_stage() {
   }
   if (stage.end < h_.layers) return;
   score();
+  give_hidden();
   keep_logits();
 }
 
 bool Pass::repeatable() const {
   return std::all_of(segments_.begin(), segments_.end(), [](const Segment& segment) {
-    return segment.keep_logits && segment.tokens.size() == 1;
+    return segment.keep_logits && segment.tokens.size() == 1 && segment.hidden == nullptr &&
+           segment.observer == nullptr;
   });
 }
 
@@ -128,11 +130,16 @@ void Pass::attention(int64_t index) {
                    w_->sine,
                    model_.rope().pairs(),
                    h_.architecture->rope_layout});
+  observe(index);
   attend(index);
   linear(w_->attended, {{&layer.output, w_->x}}, true);
 }
 
 void Pass::attend(int64_t layer) {
+  const DecoderLayer& own = model_.weights().layers[static_cast<size_t>(layer)];
+  const WeightMatrix* next[] = {&own.output.weight, &own.gate.weight, &own.up.weight,
+                                &own.down.weight};
+  executor_->announce(next);
   const AttentionRows rows{w_->q, w_->k, w_->v, w_->attended};
   const AttentionLayer& attention = model_.attention().layers[static_cast<size_t>(layer)];
   std::vector<LolaTask> lola;
@@ -162,6 +169,24 @@ void Pass::attend(int64_t layer) {
   }
   const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
   for (const Segment& segment : segments_) segment.session->attention_seconds_ += spent.count();
+}
+
+void Pass::observe(int64_t layer) {
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    const int64_t rows = static_cast<int64_t>(segment.tokens.size());
+    if (segment.observer != nullptr) {
+      const auto host = [&](const float* values, int64_t heads) {
+        std::vector<float> copy(static_cast<size_t>(rows * heads * h_.head_dim));
+        executor_->download(copy.data(), values + row * heads * h_.head_dim,
+                            static_cast<int64_t>(copy.size() * sizeof(float)));
+        return copy;
+      };
+      (*segment.observer)(layer, rows, host(w_->q, h_.heads).data(),
+                          host(w_->k, h_.kv_heads).data(), host(w_->v, h_.kv_heads).data());
+    }
+    row += rows;
+  }
 }
 
 void Pass::feed_forward(int64_t index) {
@@ -198,12 +223,17 @@ void Pass::norm_heads(float* x, int64_t heads, const Buffer& weight) {
   executor_->rms_norm(x, rows_ * heads, h_.head_dim, weight.as<const float>(), h_.norm_eps, x);
 }
 
-// logits [rows, vocabulary] of `rows` rows of x from `row` on, in the workspace.
-const float* Pass::output_rows(int64_t row, int64_t rows) {
-  const MatmulJob job{&model_.weights().output, nullptr, w_->logits, h_.vocabulary, false};
+// [rows, dim] after the last norm, of `rows` rows of x from `row` on, in the workspace.
+const float* Pass::normed_rows(int64_t row, int64_t rows) {
   executor_->rms_norm(w_->x + row * h_.dim, rows, h_.dim,
                       model_.weights().output_norm.as<const float>(), h_.norm_eps, w_->normed);
-  executor_->matmul(w_->normed, rows, {&job, 1});
+  return w_->normed;
+}
+
+// logits [rows, vocabulary] of the same.
+const float* Pass::output_rows(int64_t row, int64_t rows) {
+  const MatmulJob job{&model_.weights().output, nullptr, w_->logits, h_.vocabulary, false};
+  executor_->matmul(normed_rows(row, rows), rows, {&job, 1});
   return w_->logits;
 }
 
@@ -249,6 +279,18 @@ void Pass::score(const Segment& segment, int64_t first_row) {
         segment.session->set_logits(row, *executor_);
       }
     }
+  }
+}
+
+void Pass::give_hidden() {
+  int64_t row = 0;
+  for (const Segment& segment : segments_) {
+    const int64_t tokens = static_cast<int64_t>(segment.tokens.size());
+    if (segment.hidden != nullptr) {
+      executor_->download(segment.hidden, normed_rows(row, tokens),
+                          tokens * h_.dim * static_cast<int64_t>(sizeof(float)));
+    }
+    row += tokens;
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <span>
 #include <utility>
@@ -12,12 +13,19 @@
 
 namespace lola {
 
+// Is told what goes into the attention of each layer: some rows of q, k and v in host memory, laid
+// out as in AttentionRows.
+using AttentionObserver = std::function<void(int64_t layer, int64_t rows, const float* q,
+                                             const float* k, const float* v)>;
+
 // The tokens of one session in a pass.
 struct Segment {
   Session* session;
   std::span<const int32_t> tokens;
-  bool keep_logits;  // store the last row's logits in the session
-  float* logprobs;   // [tokens] or null: of tokens[i] given all before it
+  bool keep_logits;                   // store the last row's logits in the session
+  float* logprobs;                    // [tokens] or null: of tokens[i] given all before it
+  float* hidden;                      // [tokens, dim] or null: after the last norm
+  const AttentionObserver* observer;  // or null
 };
 
 class Pass {
@@ -35,10 +43,13 @@ class Pass {
   void keep_logits();
   void score();
   void score(const Segment& segment, int64_t row);
+  void give_hidden();
   void linear(const float* x, std::initializer_list<std::pair<const Linear*, float*>> outputs,
               bool accumulate = false);
   void norm_heads(float* x, int64_t heads, const Buffer& weight);
   void attend(int64_t layer);
+  const float* normed_rows(int64_t row, int64_t rows);
+  void observe(int64_t layer);
   const float* output_rows(int64_t row, int64_t rows);
 
   bool repeatable() const;

@@ -94,6 +94,7 @@ std::vector<float> read_floats(const GgufFile& file, const std::string& name,
   for (int64_t size : shape) count *= size;
   std::vector<float> values(static_cast<size_t>(count));
   tensor.format->decode(tensor.data, count / tensor.format->block_size, values.data());
+  drop_file_pages(tensor.data, tensor.bytes);
   return values;
 }
 

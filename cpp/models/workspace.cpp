@@ -45,7 +45,7 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
     const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(float));
     rows_ = 0;
     activations_ = Buffer();
-    activations_ = backend_.allocate(bytes, "activations of a pass");
+    activations_ = backend_.allocate_activations(bytes);
     float* next = activations_.as<float>();
     for (const auto& [array, columns] : arrays) {
       *array = next;

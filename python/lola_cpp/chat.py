@@ -129,18 +129,22 @@ class Chat:
     ) -> Reply:
         """A turn of the user, or any message (a tool's result, say); returns the model's turn as it streams.
 
+        Where it raises, the conversation stays as it was.
+
         tool_choice  the name of the function that the model must call (needs the extra `grammar`)
         progress     as in Session.append, while the turn is read
         """
         self._keep_reply()
-        self.messages.append({"role": "user", "content": content} if isinstance(content, str) else content)
-        prompt = encode_chat(self.model, self.template, self.template.render(self.messages, tools=self.tools))
+        message = {"role": "user", "content": content} if isinstance(content, str) else content
+        text = self.template.render([*self.messages, message], tools=self.tools)
+        prompt = encode_chat(self.model, self.template, text)
         stop = options.get("stop", ())
         options["stop"] = [*([stop] if isinstance(stop, str) else stop), *self.template.stop]
         if tool_choice is not None:
             options["grammar"] = call_grammar(find_tool(self.tools or (), tool_choice))
         rest = go_to_prefix(self.session, prompt)
         stream = self.session.generate(rest, progress=progress, **options)
+        self.messages.append(message)
         self._reply = Reply(stream, has_tools=bool(self.tools))
         return self._reply
 
@@ -172,11 +176,13 @@ def go_to_prefix(session: Session, prompt: Sequence[int]) -> list[int]:
     seen = session.tokens
     if seen is None:
         raise _core.UsageError("session: wanted one with a rewind_budget")
-    common = 0
-    for a, b in zip(seen, prompt[:-1], strict=False):
-        if a != b:
-            break
-        common += 1
+    common = shared_tokens(seen, prompt[:-1])
     if common < len(seen):
         session.rewind(common)
     return list(prompt[common:])
+
+
+def shared_tokens(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest beginning of both."""
+    unequal = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(unequal, min(len(first), len(second)))

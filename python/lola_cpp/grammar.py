@@ -114,7 +114,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _core.UsageError(f"grammar: {self._matcher.get_error()}")
+            raise _refusal(self._matcher.get_error())
 
 
 def _llguidance() -> Any:
@@ -143,7 +143,12 @@ def _compiled(grammar: Grammar) -> str:
     try:
         return str(compilers[grammar.kind](grammar.source))
     except (Exception, RecursionError) as error:  # its parser has exceptions of its own, and recurses
-        raise _core.UsageError(f"grammar: {error}") from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: object) -> _core.UsageError:
+    """Without what llguidance shows of its own state after the first line."""
+    return _core.UsageError("grammar: " + str(error).split("\n", 1)[0])
 
 
 class _Vocabulary:

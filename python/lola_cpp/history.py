@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,16 +29,19 @@ class History:
     The copies are log-spaced: the further back, the wider apart, so going back n tokens replays at most about n.
     """
 
-    def __init__(self, core: _core.Session, budget: int) -> None:
-        """budget: bytes of the copies. A session that has read something already needs one for its beginning."""
+    def __init__(self, core: _core.Session, budget: int, tokens: Sequence[int] = ()) -> None:
+        """budget: bytes of the copies. A session that has read something already needs one for its beginning.
+
+        tokens  all that it has read, where they are known: the history then begins with them
+        """
         if budget < 0:
             raise _core.UsageError(f"rewind_budget: found {budget}, wanted 0 or more bytes, or None")
-        self.start = core.position
+        self.start = 0 if tokens else core.position
         self._budget = budget
-        self._tokens = array("i")
+        self._tokens = array("i", tokens)
         self._copies: list[_Copy] = []
-        if self.start > 0:
-            self._copies.append(_Copy(core.fork(), self.start, complete=True))
+        if self.start > 0 or (tokens and core.memory_bytes <= budget):
+            self._copies.append(_Copy(core.fork(), core.position, complete=True))
 
     @property
     def end(self) -> int:

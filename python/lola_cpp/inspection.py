@@ -90,9 +90,11 @@ def inspect(
     """
     if not model.info.has_lola:
         raise _core.UsageError("inspect: the model has no LoLA adapter, and so nothing but a KV cache")
-    session = model.session(**options)
+    # Two sessions: the second reads without a stop, as append() does anywhere else, and says where the tokens are. The
+    # first stops before each boundary, and where scores are nearly equal rounding may decide otherwise there.
+    session, whole = model.session(**options), model.session(**options)
     chunk = session.config["chunk_size"]
-    layers = _lola_layers(model)
+    layers = lola_layers(model)
     shape = (len(layers), model.info.heads, len(tokens))
     place, error = np.full(shape, HIDDEN, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
     begin = 0
@@ -106,7 +108,8 @@ def inspect(
         begin = stop
         if progress is not None:
             progress(begin)
-    _record(session._core, layers, error, place)
+    whole.append(tokens)
+    _record(whole._core, layers, error, place)
     pieces = [model.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
     return Inspection(pieces, layers, place, error)
 
@@ -122,7 +125,7 @@ def _record(
                 place[i, head, positions[cached:]] = WINDOW
 
 
-def _lola_layers(model: Model) -> list[int]:
+def lola_layers(model: Model) -> list[int]:
     empty = _core.Session(model._core, {})
     layers = []
     for layer in range(model.info.layers):

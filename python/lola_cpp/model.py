@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -14,12 +15,23 @@ from . import _core
 from .session import Session
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from .embedding import Pooling
     from .options import SessionOptions
     from .tokenizer import Tokenizer
 
 PathLike = str | os.PathLike[str]
+
+MAX_THREADS = 1024
+
+
+def default_files() -> tuple[str, str]:
+    """Base and adapter of the small model that ships with the package."""
+    folder = resources.files(__package__).joinpath("models")
+    return str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,12 @@ class ModelInfo:
     has_lola: bool
     fingerprint: str
     backend: str
+
+
+def _read_tokenizer(path: str) -> Tokenizer:
+    from .tokenizer import Tokenizer  # numpy and tokenizers take most of the time of an import
+
+    return Tokenizer.from_gguf(_core.GgufFile(path))
 
 
 class Model:
@@ -72,31 +90,30 @@ class Model:
         for file in (path, adapter):
             if file is not None and not os.path.isfile(file):
                 raise FileNotFoundError(f"no such file: {os.fspath(file)}")
-        if threads is not None and threads < 1:
-            raise _core.UsageError(f"threads: found {threads}, wanted 1 or more, or None")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise _core.UsageError(f"threads: found {threads}, wanted 1 to {MAX_THREADS}, or None")
         if device == "cpu" and gpu_layers is not None:
             raise _core.UsageError(f"gpu_layers: found {gpu_layers!r} with device 'cpu', wanted a GPU")
         self.path = os.fspath(path)
         adapter = "" if adapter is None else os.fspath(adapter)
         begin = time.perf_counter()
-        self._core = _core.Model(self.path, adapter, device, threads or 0, gpu_layers, progress)
-        self.load_seconds = time.perf_counter() - begin
+        # The vocabulary of a large model takes as long as its weights, and more memory before than after.
+        with ThreadPoolExecutor(1) as beside:
+            self._tokenizer = beside.submit(_read_tokenizer, self.path)
+            self._core = _core.Model(self.path, adapter, device, threads or 0, gpu_layers, progress)
+            self.load_seconds = time.perf_counter() - begin
 
     @classmethod
     def default(
         cls, *, threads: int | None = None, device: str = "cpu", gpu_layers: int | Literal["auto"] | None = None
     ) -> Model:
         """The small model that ships with the package, with its LoLA adapter."""
-        folder = resources.files(__package__).joinpath("models")
-        base, adapter = str(folder.joinpath("tiny.gguf")), str(folder.joinpath("tiny-lola.gguf"))
-        return cls(base, adapter, threads=threads, device=device, gpu_layers=gpu_layers)
+        return cls(*default_files(), threads=threads, device=device, gpu_layers=gpu_layers)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """From the file's own metadata."""
-        from .tokenizer import Tokenizer  # numpy and tokenizers take most of the time of an import
-
-        return Tokenizer.from_gguf(self._core.file)
+        """From the file's own metadata; FormatError or UnsupportedError where that has none that can be used."""
+        return self._tokenizer.result()
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -116,7 +133,9 @@ class Model:
         return Session(self, _core.Session(self._core, dict(options)), rewind_budget=rewind_budget)
 
     def session_bytes(self, **options: Unpack[SessionOptions]) -> int:
-        """Bytes that session(**options) takes, at any length; nothing is allocated."""
+        """Bytes that session(**options) takes at most: those of LoLA layers at once and at any length, those of softmax
+        layers as it grows to context_length. Nothing is allocated.
+        """
         return self._core.session_bytes(dict(options))
 
     def load_session(self, path: PathLike, *, rewind_budget: int | None = None) -> Session:
@@ -128,6 +147,14 @@ class Model:
             raise FileNotFoundError(f"no such file: {os.fspath(path)}")
         session, extra = self._core.load_session(os.fspath(path))
         return Session.from_saved(self, session, extra, source=os.fspath(path), rewind_budget=rewind_budget)
+
+    def embed(
+        self, text: str | Sequence[int], *, pooling: Pooling = "mean", **options: Unpack[SessionOptions]
+    ) -> NDArray[np.float32]:
+        """A text's hidden states after the final norm, from a session of its own; see Session.embed."""
+        tokens = self.tokenize(text) if isinstance(text, str) else list(text)
+        options.setdefault("context_length", max(1, len(tokens)))
+        return self.session(**options).embed(tokens, pooling=pooling)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text; add_special puts the model's begin-of-text token first where it has one."""

@@ -68,7 +68,7 @@ class PrefixStore:
         if session is None:
             session = model.session(rewind_budget=rewind_budget, **options)
         start = session.position
-        stops = sorted({m for m in (*_marks(len(tokens)), *marks, len(tokens)) if start < m <= len(tokens)})
+        stops = sorted({m for m in (*usual_marks(len(tokens)), *marks, len(tokens)) if start < m <= len(tokens)})
         begin = start
         for stop in stops:
             session.append(tokens[begin:stop], progress=_from(begin - start, progress))
@@ -81,23 +81,29 @@ class PrefixStore:
         model: Model,
         tokens: Sequence[int],
         *,
+        longer_than: int = 0,
         rewind_budget: int | None = None,
         **options: Unpack[SessionOptions],
     ) -> Session | None:
-        """A session that has read the longest known prefix of the tokens; None where not even one token is known."""
+        """A session that has read the longest known prefix of the tokens; None where none has more than `longer_than`.
+
+        With a rewind_budget it can be rewound to any position, as one that has read the tokens itself.
+        """
         family = self._family(model.info.fingerprint, model.session(**options).config)
-        lengths = {length for length in self._lengths(family) if length <= len(tokens)}
+        lengths = {length for length in self._lengths(family) if longer_than < length <= len(tokens)}
         for length, digest in reversed(list(_digests(tokens, sorted(lengths)))):
             path = self._path(family, length, digest)
             try:
-                session = model.load_session(path, rewind_budget=rewind_budget)
+                session = model.load_session(path)
                 os.utime(path)
             except FileNotFoundError:
                 continue
             except (_core.FormatError, _core.UnsupportedError):
                 _remove(path)
                 continue
-            if session.position == length:
+            if session.position == length and not session.pending:
+                if rewind_budget is not None:
+                    session.keep_history(rewind_budget, tokens[:length])
                 return session
         return None
 
@@ -152,7 +158,8 @@ def _from(begin: int, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda done: progress(begin + done)
 
 
-def _marks(length: int) -> Iterator[int]:
+def usual_marks(length: int) -> Iterator[int]:
+    """Where a prompt of that length is stored on the way."""
     mark = _FIRST_MARK
     while mark < length:
         yield mark

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .embedding import Pool, Pooling
 from .generation import Generation
 from .grammar import Constraint, Grammar
 from .history import PROMPT_SPACING, History
@@ -57,7 +58,7 @@ class Session:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of its memories; they do not depend on how many tokens it has seen."""
+        """Bytes of its memories: of LoLA layers the same at any length, of softmax layers the pages taken so far."""
         return self._core.memory_bytes
 
     @property
@@ -144,12 +145,27 @@ class Session:
         with self.used_by_this_thread():
             tokens = self._tokens(text)
             advance([self])
-            begin = self._core.position
-            try:
-                return self._core.score(tokens, progress)
-            finally:
-                if self._history is not None:
-                    self._history.tokens_read(tokens[: self._core.position - begin])
+            return self._read(self._core.score, tokens, progress)
+
+    def embed(
+        self, text: str | Sequence[int], *, pooling: Pooling = "mean", progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Reads tokens like append; returns their hidden states after the final norm, which the output matrix sees.
+
+        pooling  "mean" and "last" give [dim], "none" gives [tokens, dim]
+
+        What an exception (Ctrl-C, say) keeps from being read is dropped.
+        """
+        pool = Pool(pooling)
+        with self.used_by_this_thread():
+            tokens = self._tokens(text)
+            advance([self])
+            for begin in range(0, len(tokens), PROMPT_SPACING):
+                part = tokens[begin : begin + PROMPT_SPACING]
+                pool.add(self._read(self._core.embed, part, None))
+                if progress is not None:
+                    progress(begin + len(part))
+        return pool.result()
 
     def fork(self) -> Session:
         """An independent copy that continues bit for bit as this one would."""
@@ -207,6 +223,10 @@ class Session:
                 self.constraint = None
             advance([self])
 
+    def keep_history(self, rewind_budget: int, tokens: Sequence[int]) -> None:
+        """Makes a session whose tokens the caller knows, all of them, one that can be rewound."""
+        self._history = History(self._core, rewind_budget, tokens)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all that the continuation depends on, for Model.load_session. The file appears whole or not at all.
 
@@ -261,6 +281,20 @@ class Session:
         """The pending tokens up to the next position divisible by `chunk`, or to where its history wants a copy."""
         size = chunk or (PROMPT_SPACING if self._history is not None else None)
         return self.pending[: None if size is None else size - self._core.position % size]
+
+    def _read(
+        self,
+        read: Callable[[Sequence[int], Progress | None], NDArray[np.float32]],
+        tokens: list[int],
+        progress: Progress | None,
+    ) -> NDArray[np.float32]:
+        """A reading by the core, which may end early with an exception."""
+        begin = self._core.position
+        try:
+            return read(tokens, progress)
+        finally:
+            if self._history is not None:
+                self._history.tokens_read(tokens[: self._core.position - begin])
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

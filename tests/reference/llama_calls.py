@@ -66,8 +66,22 @@ def everything(library: Any, path: str) -> list[Any]:
     results.append([llm.n_tokens])
     results.append({"shape": shape(llm.create_chat_completion(MESSAGES, **forced))})
     results.append({"shape": [shape(c) for c in list(llm.create_chat_completion(MESSAGES, stream=True, **forced))[:3]]})
-    results.append(refusals(llm))
+    results.append({"refusals": refusals(llm)})
+    results += embeddings(library, path)
+    llm.set_cache(library.LlamaRAMCache(1 << 28))
+    results += [llm(PROMPT, max_tokens=6, **GREEDY) for _ in range(2)]
     llm.close()
+    return results
+
+
+def embeddings(library: Any, path: str) -> list[Any]:
+    results: list[Any] = []
+    for pooling_type in (-1, 1, 2, 3):
+        llm = library.Llama(path, n_ctx=512, n_threads=1, verbose=False, embedding=True, pooling_type=pooling_type)
+        # llama-cpp-python mistakes the place of a second text's vectors where nothing is pooled.
+        results.append(llm.create_embedding(["import os", "def add(a, b):"][: 1 if pooling_type == -1 else 2]))
+        results.append(llm.embed(PROMPT, normalize=True, return_count=True))
+        llm.close()
     return results
 
 

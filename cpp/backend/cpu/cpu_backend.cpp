@@ -161,6 +161,13 @@ class CpuBackend final : public Backend {
     return Buffer(reinterpret_cast<void*>(aligned), bytes, [raw](void*) { std::free(raw); });
   }
 
+  // A product writes some columns of every row: with small pages each row is another page to find.
+  Buffer allocate_activations(int64_t bytes) const override {
+    Buffer buffer = Backend::allocate_activations(bytes);
+    advise_huge_pages(buffer.as<void>(), static_cast<size_t>(bytes));
+    return buffer;
+  }
+
   WeightMatrix load(const WeightMatrix& file, WeightUse use) override {
     if (use == WeightUse::kRows) return file;
     const int64_t bytes = panel_bytes(file);

@@ -19,6 +19,9 @@ inline void cuda_check(cudaError_t status, const char* what) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Priority of streams whose kernels others wait for.
+constexpr int kUrgent = -1;
+
 // Where kernels go. From compute capability 9.0 on, a kernel may start while the one before it ends
 // (programmatic dependent launch).
 struct Stream {
@@ -36,9 +39,10 @@ __device__ inline void wait_for_previous_kernel() {
 #endif
 }
 
+// cluster: blocks along x that share their memories, on GPUs that have clusters; 1 elsewhere.
 template <typename... Parameters, typename... Arguments>
-void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
-            int64_t shared_bytes, Arguments&&... arguments) {
+void launch_cluster(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
+                    int64_t shared_bytes, int cluster, Arguments&&... arguments) {
   constexpr int64_t kDefaultShared = 48 * 1024;
   if (shared_bytes > kDefaultShared) {
     cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -46,18 +50,32 @@ void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int 
                                     static_cast<int>(shared_bytes)),
                "shared memory of a kernel");
   }
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (stream.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream.handle;
-  config.attrs = &overlap;
-  config.numAttrs = stream.overlaps ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   cuda_check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
              "kernel launch");
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
+            int64_t shared_bytes, Arguments&&... arguments) {
+  launch_cluster(stream, kernel, grid, threads, shared_bytes, 1,
+                 std::forward<Arguments>(arguments)...);
 }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {

@@ -47,7 +47,9 @@ CudaDevice::CudaDevice() {
                               properties.major, ".", properties.minor, ", wanted 8.0 or newer"));
   }
   stream_.overlaps = properties.major >= 9;
-  cuda_check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "stream");
+  has_wgmma_ = properties.major == 9 && properties.minor == 0;
+  cuda_check(cudaStreamCreateWithPriority(&stream_.handle, cudaStreamNonBlocking, kUrgent),
+             "stream");
   cudaMemPoolProps pool{};
   pool.allocType = cudaMemAllocationTypePinned;
   pool.location = {cudaMemLocationTypeDevice, kDevice};

@@ -25,6 +25,7 @@ class CudaDevice : public std::enable_shared_from_this<CudaDevice> {
 
   const Stream& stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
+  bool has_wgmma() const { return has_wgmma_; }  // warpgroup products: compute capability 9.0
   std::string describe() const;
 
   // Zero-filled, from the pool; goes back to it, in the order of the stream.
@@ -36,6 +37,7 @@ class CudaDevice : public std::enable_shared_from_this<CudaDevice> {
   Stream stream_{};
   cudaMemPool_t pool_ = nullptr;
   int multiprocessors_ = 0;
+  bool has_wgmma_ = false;
   std::string name_;
 };
 

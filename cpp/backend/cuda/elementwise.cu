@@ -31,7 +31,7 @@ __device__ inline float block_sum(float value) {
 __device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int width,
                                 float value) {
   if (copy.halves == nullptr) return;
-  if (i < copy.stride) copy.halves[row * copy.stride + i] = scaled_half(value);
+  if (i < copy.stride) copy.halves[row * copy.stride + copy.place(i)] = scaled_half(value);
   if (copy.rounded.q != nullptr && i < width) store_rounded(copy.rounded, i, value);
 }
 
@@ -99,6 +99,28 @@ __global__ void rope_kernel(const __grid_constant__ RopeRows rows, int pairs, in
   *first = rotated;
 }
 
+__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Four values a thread; width and the copy's stride are multiples of four, nothing is rounded.
+__global__ void silu_many_kernel(float* gate, const float* up, int width,
+                                 const __grid_constant__ ProductCopy copy) {
+  wait_for_previous_kernel();
+  const int64_t row = blockIdx.x;
+  const int i = (blockIdx.y * kThreads + threadIdx.x) * 4;
+  if (i >= copy.stride) return;
+  float4 x{};
+  if (i < width) {
+    auto* at = reinterpret_cast<float4*>(gate + row * width + i);
+    const float4 u = *reinterpret_cast<const float4*>(up + row * width + i);
+    x = *at;
+    x = {silu(x.x) * u.x, silu(x.y) * u.y, silu(x.z) * u.z, silu(x.w) * u.w};
+    *at = x;
+  }
+  __half* halves = copy.halves + row * copy.stride;
+  *reinterpret_cast<__half2*>(halves + copy.place(i)) = {scaled_half(x.x), scaled_half(x.y)};
+  *reinterpret_cast<__half2*>(halves + copy.place(i + 2)) = {scaled_half(x.z), scaled_half(x.w)};
+}
+
 __global__ void silu_kernel(float* gate, const float* up, int width,
                             const __grid_constant__ ProductCopy copy) {
   wait_for_previous_kernel();
@@ -107,7 +129,7 @@ __global__ void silu_kernel(float* gate, const float* up, int width,
   float value = 0.0f;
   if (i < width) {
     const int64_t at = row * width + i;
-    value = gate[at] / (1.0f + expf(-gate[at])) * up[at];
+    value = silu(gate[at]) * up[at];
     gate[at] = value;
   }
   put_copy(copy, row, i, width, value);
@@ -137,6 +159,11 @@ void rope(const Stream& stream, const RopeRows& rows) {
 
 void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows, int64_t width,
                const ProductCopy& copy) {
+  if (width % 4 == 0 && copy.rounded.q == nullptr) {
+    launch(stream, silu_many_kernel, grid_of(rows, ceil_div(copy.stride, 4 * kThreads)), kThreads,
+           0, gate, up, static_cast<int>(width), copy);
+    return;
+  }
   launch(stream, silu_kernel, grid_of(rows, ceil_div(copy.stride, kThreads)), kThreads, 0, gate, up,
          static_cast<int>(width), copy);
 }

@@ -15,7 +15,16 @@ namespace lola {
 struct ProductCopy {
   __half* halves;
   int stride;
+  bool wide;           // halves are for gemm_wide()
   RoundedRow rounded;  // of a single row whose width is a multiple of 32
+
+  // Where column i of a row of halves lies. For gemm_wide() the columns of a step stand in the
+  // order in which the tensor cores meet them.
+  __device__ int place(int i) const {
+    if (!wide) return i;
+    return i / 128 * 128 + (i % 32 / 8 * 2 + i % 8 / 4) * 16 + i % 4 / 2 * 8 + i % 128 / 32 * 2 +
+           i % 2;
+  }
 };
 
 void rms_norm(const Stream& stream, const float* x, int64_t rows, int64_t dim, const float* weight,

@@ -54,23 +54,24 @@ __device__ inline void activate(const FeatureMap& map, int f, const At& at) {
 __device__ inline void map_rows(const TileMemory& m, const LanePart& part, const FeatureMap& map,
                                 const float* w, int head_dim) {
   const int f = static_cast<int>(map.map_size);
+  __syncthreads();
   for (int begin = 0; begin < f; begin += kTileVectors) {
     const int count = min(kTileVectors, f - begin);
-    __syncthreads();
-    load_vectors(m, head_dim, count, [&](int v) {
-      return [from = w + static_cast<int64_t>(begin + v) * head_dim](int c) {
-        return *reinterpret_cast<const float4*>(from + c);
-      };
-    });
-    __syncthreads();
-    float z[4][4];
-    tile_product(m, part, head_dim, count, z);
+    float z[2][8];
+    tile_product<false>(
+        m, part, head_dim, count,
+        [&](int v) {
+          return [from = w + static_cast<int64_t>(begin + v) * head_dim](int c) {
+            return four_at(from + c);
+          };
+        },
+        z);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const int row = part.rows + i / 4, j = part.vectors + 8 * (i % 4);
+      const int row = part.row + i / 8 * 8, j = part.vector(i % 8);
       if (j >= count) continue;
       const float skipped = map.skip ? m.rows[row * m.stride + begin + j] : 0.0f;
-      m.weights[(begin + j) * kWeightStride + row] = z[i / 4][i % 4] + skipped;
+      m.weights[(begin + j) * kWeightStride + row] = z[i / 8][i % 8] + skipped;
     }
   }
   __syncthreads();
@@ -90,26 +91,23 @@ struct HiddenRows {
 // y += phi'Hs and sum = phi's of a lane's rows; phi as map_rows() leaves it.
 __device__ inline void read_hidden(const TileMemory& m, const LanePart& part,
                                    const HiddenRows& hidden, int features, int head_dim, RowSums& y,
-                                   float sum[4]) {
+                                   float sum[2]) {
   const auto read = [&](const float* state) {
-    add_weighted(
+    add_weighted<false>(
         m, part, head_dim, features,
-        [&](int v, int c) {
-          return *reinterpret_cast<const float4*>(state + static_cast<int64_t>(v) * head_dim + c);
-        },
-        y);
+        [&](int v, int c) { return four_at(state + static_cast<int64_t>(v) * head_dim + c); }, y);
   };
   read(hidden.state);
   if (hidden.pending_state != nullptr) read(hidden.pending_state);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     sum[i] = 0.0f;
-    for (int j = threadIdx.x % 8; j < features; j += 8) {
+    for (int j = part.quarter; j < features; j += 4) {
       float s = hidden.sum[j];
       if (hidden.pending_sum != nullptr) s += hidden.pending_sum[j];
-      sum[i] += m.weights[j * kWeightStride + part.rows + i] * s;
+      sum[i] += m.weights[j * kWeightStride + part.row + 8 * i] * s;
     }
-    for (int offset = 4; offset > 0; offset /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], offset);
+    for (int offset = 2; offset > 0; offset /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], offset);
   }
 }
 

@@ -65,15 +65,15 @@ struct RowTile {
   }
 };
 
-// The job that a block works on, and its row tile.
-__device__ inline const DeviceJob& job_of(const DeviceJobs& jobs, int& tile) {
+// The index of the job that a block works on; tile becomes the job's own.
+__device__ inline int job_of(const DeviceJobs& jobs, int& tile) {
   int index = 0;
   for (; index + 1 < jobs.count; ++index) {
     const int tiles = (jobs.job[index].matrix.rows + kSlabRows - 1) / kSlabRows;
     if (tile < tiles) break;
     tile -= tiles;
   }
-  return jobs.job[index];
+  return index;
 }
 
 // How the one-token kernel is cut: long rows among more warps, so that two blocks fill a
@@ -86,13 +86,15 @@ struct Long {
 };
 constexpr int kLongSteps = 64;
 
-// Products with one rounded row: sums [2] of a lane are of the rows lane / 4 and lane / 4 + 8.
-template <typename Cut>
+// Products of a tile of one or two matrices (of one encoding) with a rounded row: sums [2] of a
+// matrix and a lane are of the rows lane / 4 and lane / 4 + 8.
+template <typename Cut, int kMatrices>
 struct RoundedTile {
-  const DeviceMatrix& matrix;
+  const DeviceJobs& jobs;  // the first is job[first]
   const RoundedRow& x;
+  int first;
   int tile;
-  float* sums;
+  float (*sums)[2];
 
   template <Encoding e>
   __device__ void run() const {
@@ -101,64 +103,116 @@ struct RoundedTile {
 
   template <Encoding e>
   __device__ void run_steps() const {
-    constexpr int kSlabs = code_vectors(e) == 1 ? Cut::kSlabs : 2;
+    constexpr int kSlabs = (code_vectors(e) == 1 ? Cut::kSlabs : 2) / kMatrices;
     constexpr int kWarps = Cut::kWarps;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int steps = jobs.job[first].matrix.steps;
     bool waited = false;
-    for (int begin = warp; begin < matrix.steps || !waited; begin += kWarps * kSlabs) {
-      Piece<e> upper[kSlabs], lower[kSlabs];
+    for (int begin = warp; begin < steps || !waited; begin += kWarps * kSlabs) {
+      Piece<e> upper[kMatrices][kSlabs], lower[kMatrices][kSlabs];
 #pragma unroll
-      for (int i = 0; i < kSlabs; ++i) {
-        const int step = min(begin + i * kWarps, matrix.steps - 1);
-        upper[i] = load_piece<e>(matrix, tile, step, lane);
-        lower[i] = load_piece<e>(matrix, tile, step, lane + 32);
+      for (int i = 0; i < kMatrices * kSlabs; ++i) {
+        const int step = min(begin + i % kSlabs * kWarps, steps - 1);
+        const DeviceMatrix& matrix = jobs.job[first + i / kSlabs].matrix;
+        upper[i / kSlabs][i % kSlabs] = load_piece<e>(matrix, tile, step, lane);
+        lower[i / kSlabs][i % kSlabs] = load_piece<e>(matrix, tile, step, lane + 32);
       }
       if (!waited) wait_for_previous_kernel();
       waited = true;
 #pragma unroll
       for (int i = 0; i < kSlabs; ++i) {
         const int step = begin + i * kWarps;
-        if (step >= matrix.steps) break;
+        if (step >= steps) break;
         const int piece = step * kSlabPieces + lane % 4;
         const auto* q = reinterpret_cast<const uint4*>(x.q + piece * kPieceWeights);
         const uint4 values[2] = {q[0], q[1]};
-        const float4 group = x.groups[piece];
-        sums[0] += rounded_product<e>(upper[i], values, group);
-        sums[1] += rounded_product<e>(lower[i], values, group);
+        const float4 group = reinterpret_cast<const float4*>(x.groups)[piece];
+#pragma unroll
+        for (int m = 0; m < kMatrices; ++m) {
+          sums[m][0] += rounded_product<e>(upper[m][i], values, group);
+          sums[m][1] += rounded_product<e>(lower[m][i], values, group);
+        }
       }
     }
   }
 };
 
-template <typename Cut>
-__global__ void __launch_bounds__(Cut::kWarps * 32, Cut::kBlocks)
-    rounded_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ RoundedRow x) {
-  __shared__ float parts[Cut::kWarps][kSlabRows];
-  int tile = blockIdx.x;
-  const DeviceJob& job = job_of(jobs, tile);
-  float sums[2] = {};
-  with_encoding(job.matrix.encoding, RoundedTile<Cut>{job.matrix, x, tile, sums});
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
-    sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
-  }
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane % 4 < 2) parts[warp][lane / 4 + lane % 4 * 8] = lane % 4 == 0 ? sums[0] : sums[1];
-  __syncthreads();
-  const int row = tile * kSlabRows + threadIdx.x;
-  if (threadIdx.x >= kSlabRows || row >= job.matrix.rows) return;
+// 1 / rms of the row whose squares were summed tile by tile, by a whole warp.
+__device__ inline float factor_of(const RowFactor& row) {
+  if (row.squares == nullptr) return 1.0f;
   float sum = 0.0f;
+  for (int i = threadIdx.x % 32; i < row.count; i += 32) sum += row.squares[i];
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+  return 1.0f / sqrtf(sum / static_cast<float>(row.dim) + row.eps);
+}
+
+// What the 16 threads of a tile do with their rows' products.
+template <Ending kEnding>
+__device__ inline void end_rows(const DeviceJobs& jobs, const DeviceJob& job, int row,
+                                const float* products, const RoundedEnding& ending) {
+  constexpr unsigned kHalfWarp = 0xFFFFu;
+  if constexpr (kEnding == Ending::kPlain) {
+    if (row < job.matrix.rows) finish(job, 0, row, products[0] * kActivationScale);
+  } else if constexpr (kEnding == Ending::kGated) {
+    const float value = products[0] / (1.0f + expf(-products[0])) * products[1];
+    jobs.job[0].out[row] = value;
+    store_rounded(ending.rounded, row, value, kHalfWarp);
+  } else {
+    const float norm = ending.norm[row];
+    finish(job, 0, row, products[0] * kActivationScale);
+    const float value = job.out[row];
+    store_rounded(ending.rounded, row, value * norm, kHalfWarp);
+    float square = value * value;
+    for (int offset = 8; offset > 0; offset /= 2) {
+      square += __shfl_xor_sync(kHalfWarp, square, offset);
+    }
+    if (threadIdx.x == 0) ending.squares[row / kSlabRows] = square;
+  }
+}
+
+template <typename Cut, Ending kEnding>
+__global__ void __launch_bounds__(Cut::kWarps * 32, Cut::kBlocks)
+    rounded_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ RoundedRow x,
+                   const __grid_constant__ RowFactor factor,
+                   const __grid_constant__ RoundedEnding ending) {
+  constexpr int kMatrices = kEnding == Ending::kGated ? 2 : 1;
+  __shared__ float parts[Cut::kWarps][kMatrices * kSlabRows];
+  int tile = blockIdx.x;
+  const int index = kMatrices == 2 ? 0 : job_of(jobs, tile);
+  const DeviceJob& job = jobs.job[index];
+  float sums[kMatrices][2] = {};
+  with_encoding(job.matrix.encoding, RoundedTile<Cut, kMatrices>{jobs, x, index, tile, sums});
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-  for (int part = 0; part < Cut::kWarps; ++part) sum += parts[part][threadIdx.x];
-  finish(job, 0, row, sum * kActivationScale);
+  for (int m = 0; m < kMatrices; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sums[m][i] += __shfl_xor_sync(~0u, sums[m][i], 1);
+      sums[m][i] += __shfl_xor_sync(~0u, sums[m][i], 2);
+    }
+    const int place = m * static_cast<int>(kSlabRows) + lane / 4 + lane % 4 * 8;
+    if (lane % 4 < 2) parts[warp][place] = lane % 4 == 0 ? sums[m][0] : sums[m][1];
+  }
+  const float scale = warp == 0 ? factor_of(factor) : 0.0f;
+  __syncthreads();
+  if (threadIdx.x >= kSlabRows) return;
+  float products[kMatrices] = {};
+#pragma unroll
+  for (int part = 0; part < Cut::kWarps * kMatrices; ++part) {
+    products[part % kMatrices] +=
+        parts[part / kMatrices][part % kMatrices * kSlabRows + threadIdx.x];
+  }
+#pragma unroll
+  for (int m = 0; m < kMatrices; ++m) products[m] *= scale;
+  end_rows<kEnding>(jobs, job, tile * static_cast<int>(kSlabRows) + static_cast<int>(threadIdx.x),
+                    products, ending);
 }
 
 __global__ void __launch_bounds__(kWarps * 32, 4)
     gemv_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
   __shared__ float parts[kWarps][kSlabRows][kGemvTokens + 1];
   int tile = blockIdx.x;
-  const DeviceJob& job = job_of(jobs, tile);
+  const DeviceJob& job = jobs.job[job_of(jobs, tile)];
   float sums[4] = {};
   with_encoding(job.matrix.encoding, RowTile{job.matrix, x, tile, sums});
 
@@ -186,11 +240,21 @@ void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
   launch(stream, gemv_kernel, grid_of(tiles_of(jobs)), kWarps * 32, 0, jobs, x);
 }
 
-void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x) {
-  const auto run = [&]<typename Cut>(Cut) {
-    launch(stream, rounded_kernel<Cut>, grid_of(tiles_of(jobs)), Cut::kWarps * 32, 0, jobs, x);
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x,
+                  const RowFactor& factor, const RoundedEnding& ending) {
+  const auto run = [&]<typename Cut, Ending kEnding>() {
+    const int64_t tiles =
+        kEnding == Ending::kGated ? ceil_div(jobs.job[0].matrix.rows, kSlabRows) : tiles_of(jobs);
+    launch(stream, rounded_kernel<Cut, kEnding>, grid_of(tiles), Cut::kWarps * 32, 0, jobs, x,
+           factor, ending);
   };
-  jobs.job[0].matrix.steps < kLongSteps ? run(Short()) : run(Long());
+  const auto cut = [&]<Ending kEnding>() {
+    jobs.job[0].matrix.steps < kLongSteps ? run.template operator()<Short, kEnding>()
+                                          : run.template operator()<Long, kEnding>();
+  };
+  if (ending.kind == Ending::kPlain) cut.template operator()<Ending::kPlain>();
+  if (ending.kind == Ending::kNormed) cut.template operator()<Ending::kNormed>();
+  if (ending.kind == Ending::kGated) cut.template operator()<Ending::kGated>();
 }
 
 }  // namespace lola

@@ -38,12 +38,33 @@ struct LolaView : PairRing {
 LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
                    const LayerMemoryLayout& layout, int64_t offset);
 
-// Whether single queries have a kernel of their own, which all their exact pairs fit.
-bool answers_one(const LolaView& view);
-
-// Outputs of the pieces' queries, and their copies; rounded where answers_one() and rounds_heads().
+// Outputs of the pieces' queries, and their copies, which are not rounded.
 void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                  const AttentionRows& rows, const ProductCopy& copy);
+
+// Whether single queries have kernels of their own, which all their exact pairs fit.
+bool answers_one(const LolaView& view);
+
+// Memory of lola_attend_one().
+struct OneScratch {
+  float* features;     // phi of the queries [pieces, heads, features]
+  float* partials;     // what the blocks that share a query leave for the last of them
+  unsigned* counters;  // zero between kernels
+};
+struct OneSizes {
+  int64_t features, partials, counters;
+};
+OneSizes one_sizes(const LolaView& view, int64_t pieces, int multiprocessors);
+
+// Of pieces of one token: rotates q in place and k, maps the queries, appends the pairs. features:
+// of OneScratch.
+void prepare_queries(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                     const AttentionRows& rows, const RopeRows& rope, float* features);
+
+// Their outputs, once prepared; the copies are rounded where rounds_heads().
+void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                     const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
+                     const OneScratch& scratch);
 
 // Memory that boundaries share, for `boundaries` of them at a time.
 struct BoundaryScratch {

@@ -9,12 +9,6 @@
 namespace lola {
 namespace {
 
-// Vectors of the tiles that features are mapped with.
-__host__ __device__ inline int map_vectors(const LolaView& view) {
-  const int size = static_cast<int>(view.map.map_size);
-  return size < kTileVectors ? (size + 31) / 32 * 32 : kTileVectors;  // whole warps
-}
-
 enum class Stage { kFeatures, kScores };
 
 // SRE of a lane's rows: the squares summed over all columns.
@@ -22,25 +16,24 @@ template <PairType type>
 __device__ inline void recall_errors(const TileMemory& m, const LanePart& part,
                                      const LolaView& view, const DeviceBoundary& boundary,
                                      const Owner& owner, int first, int count,
-                                     const HiddenRows* hidden, float errors[4]) {
+                                     const HiddenRows* hidden, float errors[2]) {
   RowSums y;
-  float sum[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+  float sum[2] = {1.0f, 1.0f};
   if (hidden != nullptr) read_hidden(m, part, *hidden, view.features, view.head_dim, y, sum);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     errors[i] = 0.0f;
-    const int pair = first + part.rows + i;
+    const int pair = first + part.row + 8 * i;
     if (pair >= count) continue;
     const uint8_t* row = eligible_row(view, boundary, owner, view.ring_v, view.cache_v, pair);
 #pragma unroll
     for (int block = 0; block < kColumnBlocks; ++block) {
       const int column = part.columns + block * kTileVectors;
       if (column >= view.head_dim) continue;
-      const float4 x = load_four<type>(row, column);
-      const float v[4] = {x.x, x.y, x.z, x.w};
+      const Eight v = load_eight<type>(row, column);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float difference = y.value[block][i][j] / sum[i] - v[j];
+      for (int j = 0; j < 8; ++j) {
+        const float difference = y.value[block][i][j] / sum[i] - v.v[j];
         errors[i] += difference * difference;
       }
     }
@@ -53,10 +46,12 @@ template <PairType type, typename Row>
 __device__ inline void load_pairs(const TileMemory& m, int d, int count, const Row& row) {
   constexpr int kRows = kTileRows * 32 / kTileThreads;
   const int first = threadIdx.x / 32 * kRows;
-  for (int c = threadIdx.x % 32 * 4; c < d; c += 128) {
-    float4 x[kRows];
+  for (int c = threadIdx.x % 32 * 4; c < tile_columns(d); c += 128) {
+    float4 x[kRows] = {};
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) x[r] = load_four<type>(row(min(first + r, count - 1)), c);
+    for (int r = 0; r < kRows; ++r) {
+      if (c < d) x[r] = load_four<type>(row(min(first + r, count - 1)), c);
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       *reinterpret_cast<float4*>(m.rows + (first + r) * m.stride + c) =
@@ -87,7 +82,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const Owner owner(view, view.owner_of(head));
   const int count = boundary.cached + boundary.leaving, d = view.head_dim;
   if (boundary.memory == nullptr || first >= count) return;
-  const TileMemory m(shared, d, map_vectors(view), view.features);
+  const TileMemory m(shared, d, view.features);
   const LanePart part;
   const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner.index);
   const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
@@ -111,7 +106,7 @@ __global__ void __launch_bounds__(kTileThreads)
     return;
 
   constexpr CachePolicy kPolicy = kCachePolicies[policy];
-  float errors[4] = {}, norms[4] = {};
+  float errors[2] = {}, norms[2] = {};
   if constexpr (kPolicy.recall_from != RecallFrom::kNothing) {
     HiddenRows hidden = hidden_rows(view, boundary.memory, head);
     if constexpr (kPolicy.recall_from == RecallFrom::kStateAfter) {
@@ -122,16 +117,16 @@ __global__ void __launch_bounds__(kTileThreads)
     recall_errors<type>(m, part, view, boundary, owner, first, count, empty ? nullptr : &hidden,
                         errors);
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 2; ++i) {
     for (int c = part.columns; c < d; c += kTileVectors) {
-      const float4 k = *reinterpret_cast<const float4*>(m.rows + (part.rows + i) * m.stride + c);
-      norms[i] += dot4(k, k);
+      const float* key = m.rows + (part.row + 8 * i) * m.stride + c;
+      for (int j = 0; j < 8; ++j) norms[i] += key[j] * key[j];
     }
   }
   over_block(norms, part, m.lines, [](float a, float b) { return a + b; });
-  if (threadIdx.x >= 32 || threadIdx.x % 8 != 0) return;
-  for (int i = 0; i < 4; ++i) {
-    const int pair = first + part.rows + i;
+  if (threadIdx.x >= 32 || part.quarter != 0) return;
+  for (int i = 0; i < 2; ++i) {
+    const int pair = first + part.row + 8 * i;
     if (pair >= count) continue;
     const int64_t position =
         pair < boundary.cached
@@ -174,8 +169,8 @@ void score_boundaries(const Stream& stream, const LolaView& view, const CachePol
   });
   const auto score = [&](Stage stage) {
     launch(stream, kernel, grid_of(ceil_div(scratch.most, kTileRows), view.heads, boundaries.count),
-           kTileThreads, tile_memory_bytes(view.head_dim, map_vectors(view), view.features), view,
-           boundaries.data, scratch, stage);
+           kTileThreads, tile_memory_bytes(view.head_dim, view.features), view, boundaries.data,
+           scratch, stage);
   };
   if (policy.recall_from == RecallFrom::kStateAfter) {
     score(Stage::kFeatures);

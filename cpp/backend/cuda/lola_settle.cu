@@ -63,6 +63,7 @@ __device__ inline int block_scan(int value, int* warps) {
 __device__ inline bool ranks_within(const float* scores, int count, int i, int64_t capacity) {
   const float own = scores[i];
   int above = 0;
+#pragma unroll 8
   for (int j = 0; j < count; ++j) above += scores[j] > own || (scores[j] == own && j < i);
   return above < capacity;
 }

@@ -15,7 +15,8 @@ namespace lola {
 // Halves reach a million this way, and lose nothing that counts below a thousandth.
 constexpr float kActivationScale = 1.0f / 16.0f;
 
-// x as halves times kActivationScale, [tokens, stride]; columns past the matrix's are zero.
+// x as halves times kActivationScale, [tokens, stride]; columns past the matrix's are zero. For
+// gemm_wide() at the places that ProductCopy names.
 struct HalfRows {
   const __half* data;
   int tokens;
@@ -42,14 +43,48 @@ constexpr int kGemvTokens = 8;  // up to here a matrix is read by gemv(), above 
 // All jobs in one kernel: they are read once, at the speed of the memory. tokens <= kGemvTokens.
 void gemv(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x);
 
+// A factor that all products of a row take: 1 / rms, from its sums of squares. squares null: 1.
+struct RowFactor {
+  const float* squares;  // [count]
+  int count;
+  int dim;
+  float eps;
+};
+
+enum class Ending {
+  kPlain,
+  kNormed,  // the one job's output is also rounded, times a norm's weight, and squared
+  kGated,   // job[0] becomes silu(job[0]) job[1], and is rounded; both of one encoding, no bias
+};
+
+// What becomes of the products of a rounded row, besides their outputs. The jobs' rows are a
+// multiple of 16 where it is not plain.
+struct RoundedEnding {
+  Ending kind;
+  RoundedRow rounded;
+  const float* norm;  // [rows]
+  float* squares;     // of every 16 rows, summed
+};
+
 // The same with one token of 8-bit integers, for all but F16 weights.
-void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x);
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x,
+                  const RowFactor& factor, const RoundedEnding& ending);
 
 // Tensor cores over tiles of 128 rows by up to 128 tokens. partials: memory for split sums.
 void gemm(const Stream& stream, const DeviceJob& job, const HalfRows& x, int multiprocessors,
           float* partials);
 // Floats of partials that gemm() may need.
 int64_t gemm_partials(const DeviceJob& job, int tokens, int multiprocessors);
+
+// The same for all jobs at once, on GPUs of compute capability 9.0; without such a GPU's code in
+// the build there is nothing behind it.
+#ifdef LOLA_WGMMA
+constexpr bool kHasWide = true;
+#else
+constexpr bool kHasWide = false;
+#endif
+void gemm_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x,
+               int multiprocessors);
 
 // F32 weights [rows, cols] as they are in the file, any number of tokens; x [tokens, cols].
 void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t tokens,

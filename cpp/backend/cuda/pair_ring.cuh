@@ -45,7 +45,7 @@ struct AttentionOutput {
 
   __device__ void put(int64_t row, int column, float value) const {
     out[row * width + column] = value;
-    copy.halves[row * copy.stride + column] = __float2half_rn(value * kActivationScale);
+    copy.halves[row * copy.stride + copy.place(column)] = __float2half_rn(value * kActivationScale);
   }
   // By whole warps of neighbours.
   __device__ void put_rounded(int64_t row, int column, float value) const {
@@ -55,7 +55,7 @@ struct AttentionOutput {
   // Columns past the last head, by one block.
   __device__ void pad(int64_t row) const {
     for (int i = width + threadIdx.x; i < copy.stride; i += blockDim.x) {
-      copy.halves[row * copy.stride + i] = __half(0.0f);
+      copy.halves[row * copy.stride + copy.place(i)] = __half(0.0f);
     }
   }
 };

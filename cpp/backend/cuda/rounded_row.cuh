@@ -5,29 +5,26 @@
 
 namespace lola {
 
-// Values are rounded in groups of 32, with one scale each. Eight of them lie in the order 0, 4, 1,
+// Values are rounded in groups of 16, with one scale each. Eight of them lie in the order 0, 4, 1,
 // 5, 2, 6, 3, 7, as codes do once they are bytes.
 struct RoundedRow {
   int8_t* q;       // [columns]
-  float4* groups;  // scale, and scale times the sums of the first and the last 16
+  float2* groups;  // scale, and scale times the sum of its 16
 };
 
-// Value i of a row, by a warp that holds 32 neighbours.
-__device__ inline void store_rounded(const RoundedRow& row, int i, float value) {
+// Value i of a row, by half a warp that holds 16 neighbours; mask: the lanes that call.
+__device__ inline void store_rounded(const RoundedRow& row, int i, float value,
+                                     unsigned mask = ~0u) {
   float largest = fabsf(value);
-  for (int offset = 16; offset > 0; offset /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+  for (int offset = 8; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(mask, largest, offset));
   }
   const float scale = largest / 127.0f;
   const int q = largest == 0.0f ? 0 : __float2int_rn(value / scale);
   int sum = q;
-  for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-  const int last = __shfl_sync(~0u, sum, 31);
+  for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(mask, sum, offset);
   row.q[i / 8 * 8 + i % 4 * 2 + i / 4 % 2] = static_cast<int8_t>(q);
-  if (i % 32 == 0) {
-    row.groups[i / 32] = {scale, scale * static_cast<float>(sum), scale * static_cast<float>(last),
-                          0.0f};
-  }
+  if (i % 16 == 0) row.groups[i / 16] = {scale, scale * static_cast<float>(sum)};
 }
 
 // Weights 8 index to 8 index + 7 of a piece as bytes, in the order of a rounded row.
@@ -61,7 +58,7 @@ __device__ inline void code_bytes(const Piece<e>& piece, int index, uint32_t& fi
   }
 }
 
-// The product of a piece with 32 rounded values.
+// The product of a piece with 32 rounded values; group: of the first 16, then of the last.
 template <Encoding e>
 __device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[2],
                                         const float4& group) {
@@ -75,11 +72,12 @@ __device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[
     dots[index / 2] = __dp4a(static_cast<int>(first), a, dots[index / 2]);
     dots[index / 2] = __dp4a(static_cast<int>(second), b, dots[index / 2]);
   }
-  const float sums = group.y + group.z;
+  const float product =
+      group.x * static_cast<float>(dots[0]) + group.z * static_cast<float>(dots[1]);
   if constexpr (e == Encoding::kInteger) {
     const float4& f = piece.factors;
-    return group.x * (f.x * static_cast<float>(dots[0]) + f.y * static_cast<float>(dots[1])) -
-           f.z * group.y - f.w * group.z;
+    return group.x * f.x * static_cast<float>(dots[0]) +
+           group.z * f.y * static_cast<float>(dots[1]) - f.z * group.y - f.w * group.w;
   } else if constexpr (has_two_levels(e)) {
     const float2 super = __half22float2(as_half2(piece.super));
     const int low = static_cast<int>(piece.scale & 0xFFu),
@@ -87,18 +85,18 @@ __device__ inline float rounded_product(const Piece<e>& piece, const uint4 (&x)[
     if constexpr (e == Encoding::kQ6_K) {
       const int s = static_cast<int8_t>(low), t = static_cast<int8_t>(high);
       return super.x *
-             (group.x * static_cast<float>(s * dots[0] + t * dots[1]) -
-              32.0f * (static_cast<float>(s) * group.y + static_cast<float>(t) * group.z));
+             (group.x * static_cast<float>(s * dots[0]) +
+              group.z * static_cast<float>(t * dots[1]) -
+              32.0f * (static_cast<float>(s) * group.y + static_cast<float>(t) * group.w));
     } else if constexpr (e == Encoding::kIQ4_XS) {
-      return super.x * group.x * static_cast<float>(static_cast<int8_t>(low) * (dots[0] + dots[1]));
+      return super.x * static_cast<float>(static_cast<int8_t>(low)) * product;
     } else {
-      return super.x * group.x * static_cast<float>(low * (dots[0] + dots[1])) -
-             super.y * static_cast<float>(high) * sums;
+      return super.x * static_cast<float>(low) * product -
+             super.y * static_cast<float>(high) * (group.y + group.w);
     }
   } else {
     const float scale = __half2float(__ushort_as_half(static_cast<uint16_t>(piece.scale)));
-    const float product = group.x * static_cast<float>(dots[0] + dots[1]);
-    return scale * (e == Encoding::kQ4_0 ? product - 8.0f * sums : product);
+    return scale * (e == Encoding::kQ4_0 ? product - 8.0f * (group.y + group.w) : product);
   }
 }
 

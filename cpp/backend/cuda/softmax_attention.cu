@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / cache.group;
   if (first >= piece.tokens) return;
   const int d = cache.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, kTileVectors, 0);
+  const TileMemory m(shared, d, 0);
   const LanePart part;
   load_rows(m, d, tokens, [&](int r) {
     return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * cache.heads + head) * d;
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kTileThreads)
         [&](int r) { return static_cast<int>(min(int64_t{kTileVectors}, now + r + 1 - begin)); },
         1.0f / sqrtf(static_cast<float>(d)), exact);
   }
-  float weight[4];
-  for (int i = 0; i < 4; ++i) weight[i] = 1.0f / exact.sum[i];
+  float weight[2];
+  for (int i = 0; i < 2; ++i) weight[i] = 1.0f / exact.sum[i];
   exact.y.scale(weight);
   const AttentionOutput output{rows.out, copy, cache.heads * d};
   for_sums(part, d, exact.y, [&](int r, int column, float value) {
@@ -198,8 +198,7 @@ void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan
     } else {
       launch(stream, many_kernel<type>,
              grid_of(ceil_div(tasks.most_tokens, kTileRows), cache.heads, tasks.count),
-             kTileThreads, tile_memory_bytes(cache.head_dim, kTileVectors, 0), cache, tasks.data,
-             rows, copy);
+             kTileThreads, tile_memory_bytes(cache.head_dim, 0), cache, tasks.data, rows, copy);
     }
   });
 }

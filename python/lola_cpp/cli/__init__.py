@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .._core import LolaError
-from . import bench, chat, demo, doctor, info, inspect, run
+from . import bench, calibrate, chat, demo, doctor, eval, info, inspect, run
 
-_COMMANDS = (run, chat, info, inspect, bench, demo, doctor)
+_COMMANDS = (run, chat, info, inspect, bench, eval, calibrate, demo, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ import argparse
 import random
 from typing import TYPE_CHECKING
 
+from ..eval.tasks import make_prompt
 from ..model import Model
-from ..recall import passkey_prompt
 from .shared import add_device_option, megabytes, read
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def add(commands: Subcommands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     model = Model.default(threads=options.threads, device=options.device)
-    prompt = passkey_prompt(model.tokenizer, options.tokens, rng=random.Random(options.seed))
+    prompt = make_prompt("passkey", model.tokenizer.encode, options.tokens, rng=random.Random(options.seed))
     print(
-        f"The pass key {prompt.answer} is hidden {prompt.depth:.0%} into a text of {len(prompt.tokens):,} tokens.\n"
+        f"The pass key {prompt.answers[0]} is hidden {prompt.depth:.0%} into a text of {len(prompt.tokens):,} tokens.\n"
         "The text ends: What is the pass key? The pass key is ...\n"
     )
     found = {}

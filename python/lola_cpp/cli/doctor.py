@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _OPTIONAL = {
     "llguidance": ("grammars and JSON schemas", "grammar"),
     "huggingface_hub": ("Llama.from_pretrained", "hub"),
+    "lm_eval": ("tasks of lm-evaluation-harness", "eval"),
     "gguf": ("conversion", "convert"),
     "safetensors": ("conversion", "convert"),
     "torch": ("conversion", "convert"),

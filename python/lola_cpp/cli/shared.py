@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from .._core import UsageError
 from ..model import Model
 from ..session import Session
 
@@ -63,13 +64,18 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def text_of(options: argparse.Namespace) -> str:
     if options.prompt is not None:
         return str(options.prompt)
-    return sys.stdin.read() if str(options.file) == "-" else str(options.file.read_text(encoding="utf-8"))
+    try:
+        return sys.stdin.read() if str(options.file) == "-" else str(options.file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{options.file}: byte {error.start}: found no UTF-8, wanted text") from None
 
 
 def load_model(options: argparse.Namespace) -> Model:
     """Loads behind a progress bar."""
     where = {"threads": options.threads, "device": options.device, "gpu_layers": options.gpu_layers}
     if options.model is None:
+        if options.adapter is not None:
+            raise UsageError("adapter: found without a model, wanted the --model that it is for")
         return Model.default(**where)
     size = options.model.stat().st_size if options.model.is_file() else 0
     with tqdm(total=size, desc="loading", unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:

@@ -13,7 +13,7 @@ from lola_cpp.convert import adapter, hf
 from lola_cpp.convert.lolcats import convert_lolcats
 from lola_cpp.convert.merge import LORA_TYPES, merge_adapter, split_adapter
 
-# option of `lolcats` -> field of Settings
+# option -> field of Settings
 _SETTING_OPTIONS = {
     "feature-map": ("feature_map", str, adapter.FEATURE_MAPS),
     "mixing": ("mixing", str, adapter.MIXINGS),
@@ -38,6 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """--settings FILE and an option for each setting that is often changed."""
+    parser.add_argument("--settings", type=Path, help="JSON file of settings; options override it")
+    for option, (field, kind, choices) in _SETTING_OPTIONS.items():
+        parser.add_argument(f"--{option}", dest=field, type=kind, choices=choices)
+
+
+def read_setting_options(options: argparse.Namespace) -> adapter.Settings:
+    """The settings that add_setting_options' options ask for."""
+    settings = adapter.read_settings(options.settings) if options.settings else adapter.Settings()
+    fields = [field for field, _, _ in _SETTING_OPTIONS.values()]
+    given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
+    return dataclasses.replace(settings, **given)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convert.py", description="Converts models and adapters to GGUF.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -53,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoints", type=Path, nargs="+")
     command.add_argument("--base", type=Path, required=True, help="the base model, in any quantization")
     command.add_argument("--type", choices=sorted(adapter.TYPES), default="f32", help="format of the matrices")
-    command.add_argument("--settings", type=Path, help="JSON file of settings; options override it")
-    for option, (field, kind, choices) in _SETTING_OPTIONS.items():
-        command.add_argument(f"--{option}", dest=field, type=kind, choices=choices)
+    add_setting_options(command)
     _finish(command, _run_lolcats)
 
     command = commands.add_parser("merge", help="base model + LoLA adapter -> one file")
@@ -87,10 +100,7 @@ def _run_hf(options: argparse.Namespace) -> None:
 
 
 def _run_lolcats(options: argparse.Namespace) -> None:
-    settings = adapter.read_settings(options.settings) if options.settings else adapter.Settings()
-    fields = [field for field, _, _ in _SETTING_OPTIONS.values()]
-    given = {field: getattr(options, field) for field in fields if getattr(options, field) is not None}
-    settings = dataclasses.replace(settings, **given)
+    settings = read_setting_options(options)
     convert_lolcats(options.checkpoints, options.base, options.output, settings=settings, kind=options.type)
 
 

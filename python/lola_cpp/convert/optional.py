@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 
-def require(name: str) -> Any:
-    """Imports an optional package by name.
+def require(name: str, *, extra: str = "convert") -> Any:
+    """Imports an optional package by name; `extra` is what brings it.
 
     Raises:
         ImportError: it is not installed; the message names the extra that brings it.
@@ -18,5 +18,5 @@ def require(name: str) -> Any:
         if error.name != name.partition(".")[0]:
             raise
         raise ImportError(
-            f"this needs the package {name!r}, which is not installed: pip install 'lola_cpp[convert]'"
+            f"this needs the package {name!r}, which is not installed: pip install 'lola_cpp[{extra}]'"
         ) from error

@@ -7,6 +7,14 @@
 
 import sys
 
+from .cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
+from .embedding import (
+    LLAMA_POOLING_TYPE_CLS,
+    LLAMA_POOLING_TYPE_LAST,
+    LLAMA_POOLING_TYPE_MEAN,
+    LLAMA_POOLING_TYPE_NONE,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+)
 from .helpers import (
     LlamaGrammar,
     LlamaState,
@@ -19,8 +27,17 @@ from .helpers import (
 from .llama import Llama
 
 __all__ = [
+    "LLAMA_POOLING_TYPE_CLS",
+    "LLAMA_POOLING_TYPE_LAST",
+    "LLAMA_POOLING_TYPE_MEAN",
+    "LLAMA_POOLING_TYPE_NONE",
+    "LLAMA_POOLING_TYPE_UNSPECIFIED",
+    "BaseLlamaCache",
     "Llama",
+    "LlamaCache",
+    "LlamaDiskCache",
     "LlamaGrammar",
+    "LlamaRAMCache",
     "LlamaState",
     "LogitsProcessor",
     "LogitsProcessorList",

@@ -22,7 +22,6 @@ LOADING: dict[str, Any] = {
     "n_ubatch": 512,
     "n_threads_batch": None,
     "rope_scaling_type": -1,
-    "pooling_type": -1,
     "attention_type": -1,
     "rope_freq_base": 0.0,
     "rope_freq_scale": 0.0,
@@ -55,7 +54,6 @@ _HARMLESS = frozenset({"n_batch", "n_ubatch", "n_threads_batch", "use_mmap", "fl
 # Of the constructor: what cannot be ignored when it is asked for.
 UNSUPPORTED: dict[str, Any] = {
     "vocab_only": False,
-    "embedding": False,
     "chat_handler": None,
     "draft_model": None,
     "tokenizer": None,

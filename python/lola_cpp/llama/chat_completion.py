@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..tool_calls import ToolCall, ToolCallDelta, ToolCallReader, collect
 from .completion import Chunk
+from .helpers import LlamaGrammar
 
 
 def from_completion(completion: Chunk, *, has_tools: bool) -> dict[str, Any]:
@@ -95,6 +97,15 @@ def legacy_tools(
     if isinstance(function_call, Mapping):
         return tools, {"type": "function", "function": {"name": function_call["name"]}}
     return tools, function_call
+
+
+def reply_grammar(response_format: Mapping[str, Any] | None, function: Mapping[str, Any] | None) -> LlamaGrammar | None:
+    """What a reply must follow: the arguments of a forced call, or the format that is asked for."""
+    if function is not None:
+        return LlamaGrammar.from_json_schema(json.dumps(function.get("parameters", {"type": "object"})))
+    if response_format is None or response_format.get("type") != "json_object":
+        return None
+    return LlamaGrammar.from_json_schema(json.dumps(response_format.get("schema", {"type": "object"})))
 
 
 def _call_id(completion_id: str, index: int, name: str) -> str:

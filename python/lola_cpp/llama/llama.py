@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import warnings
@@ -14,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import UnsupportedError, UsageError
-from ..chat import encode_chat, go_to_prefix
+from ..chat import encode_chat, go_to_prefix, shared_tokens
 from ..chat_template import ChatTemplate
 from ..model import Model, PathLike
+from ..prefix_store import usual_marks
 from ..session import Session
 from ..tool_calls import find_tool
 from . import arguments, chat_completion
+from .cache import BaseLlamaCache
 from .choice import Choice
 from .completion import Completion, Step
-from .helpers import LlamaGrammar, LlamaState
+from .embedding import LLAMA_POOLING_TYPE_UNSPECIFIED, check_pooling, embed, response
+from .helpers import LlamaState
 from .hub import download
 from .loading import load
 
@@ -38,6 +40,8 @@ class Llama:
     n_gpu_layers  of the last layers, how many run on the GPU; -1: all. Without the CUDA part a warning, and the CPU
     n_threads    None: the physical cores
     chat_format  a named template; None: the model's own
+    device       as in Model; None: what n_gpu_layers asks for
+    embedding    embed() and create_embedding() may be called; pooling_type says how
     session      further options of the session, see SessionOptions
 
     Arguments that mean nothing here warn where they are not at their default; unknown ones raise TypeError.
@@ -57,6 +61,9 @@ class Llama:
         adapter: PathLike | None = None,
         chat_format: str | None = None,
         verbose: bool = True,
+        device: str | None = None,
+        embedding: bool = False,
+        pooling_type: int = LLAMA_POOLING_TYPE_UNSPECIFIED,
         session: Mapping[str, Any] | None = None,
         **legacy: Any,
     ) -> None:
@@ -65,14 +72,16 @@ class Llama:
         self.verbose = verbose
         self.chat_format = chat_format
         self.last_n_tokens_size = last_n_tokens_size
-        self._model: Model | None = load(model_path, adapter or lora_path, n_threads, n_gpu_layers)
+        self._model: Model | None = load(model_path, adapter or lora_path, n_threads, n_gpu_layers, device)
         options = {"context_length": n_ctx or self._model.info.training_context, **(session or {})}
         self._n_ctx: int = options["context_length"]
         self._bounded = self._model.info.softmax_layers > 0
         budget = _REWIND_COPIES * self._model.session_bytes(**options)
         self._session_options: dict[str, Any] = {"rewind_budget": budget, **options}
         self._session: Session | None = self._model.session(**self._session_options)
-        self.context_params = SimpleNamespace(n_ctx=self._n_ctx)
+        self.context_params = SimpleNamespace(n_ctx=self._n_ctx, embeddings=embedding)
+        self._pooling_type = check_pooling(pooling_type)
+        self.cache: BaseLlamaCache | None = None
         self.set_seed(seed)
         self._template: ChatTemplate | None = None
 
@@ -172,8 +181,10 @@ class Llama:
                 choice.extra.extend(more)
 
     def _steps(self, tokens: Sequence[int], choice: Choice, *, reset: bool = True) -> Iterator[Step]:
-        tokens = list(tokens)
-        self.eval(go_to_prefix(self._running, tokens) if reset else tokens)
+        if reset:
+            self._read(list(tokens))
+        else:
+            self.eval(tokens)
         while True:
             step = self._step(choice)
             if choice.criteria and choice.criteria(self.input_ids.astype(np.int64), self._running.logits):
@@ -181,6 +192,21 @@ class Llama:
             yield step
             extra, choice.extra = choice.extra, []
             self.eval([step.id, *extra])
+
+    def _read(self, prompt: list[int]) -> None:
+        """Goes to the longest beginning of a prompt that is known, and reads the rest."""
+        if self.cache is None:
+            return self.eval(go_to_prefix(self._running, prompt))
+        common = shared_tokens(self._running.tokens or (), prompt[:-1])
+        known = self.cache.longest(self._loaded, prompt[:-1], self._session_options, longer_than=common)
+        self._session = known or self._running
+        rest = go_to_prefix(self._running, prompt)
+        begin = len(prompt) - len(rest)
+        for stop in (*usual_marks(len(prompt)), len(prompt)):
+            if stop > begin:
+                self.eval(prompt[begin:stop])
+                self.cache.put(self._running)
+                begin = stop
 
     def _step(self, choice: Choice) -> Step:
         adjusted = choice.adjust(self._running)
@@ -199,6 +225,10 @@ class Llama:
         self._running.restore(state.snapshot)
         self._seed = state.seed
 
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Prompts then start from the longest beginning that the cache knows, of other conversations too."""
+        self.cache = cache
+
     def close(self) -> None:
         """Gives the memory back; the object cannot be used after that."""
         self._session = self._model = None
@@ -214,6 +244,34 @@ class Llama:
         if self._session is None:
             raise UsageError("Llama: it is closed")
         return self._session
+
+    # --- Embeddings ---
+
+    def pooling_type(self) -> int:
+        return self._pooling_type
+
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> dict[str, Any]:
+        """Vectors of texts in OpenAI's shape."""
+        vectors, tokens = self.embed([input] if isinstance(input, str) else input, return_count=True)
+        return response(vectors, tokens, model or self.model_path)
+
+    def embed(
+        self, input: str | Sequence[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """A vector (of one text) or vectors: hidden states after the final norm, pooled by pooling_type.
+
+        normalize     to length 1
+        truncate      to n_ctx, where softmax layers bound it; ValueError for longer texts otherwise
+        return_count  the number of tokens too
+        """
+        if not self.context_params.embeddings:
+            raise RuntimeError("Llama model must be created with embedding=True to call this method")
+        limit = self._n_ctx if truncate and self._bounded else None
+        texts = [self.tokenize(text.encode())[:limit] for text in ([input] if isinstance(input, str) else input)]
+        options = {k: v for k, v in self._session_options.items() if k != "rewind_budget"}
+        vectors = [embed(self._loaded, tokens, self._pooling_type, normalize, options) for tokens in texts]
+        found = vectors[0] if isinstance(input, str) else vectors
+        return (found, sum(map(len, texts))) if return_count else found
 
     # --- Completions ---
 
@@ -292,7 +350,9 @@ class Llama:
             tools, tool_choice = chat_completion.legacy_tools(functions, function_call)
         template = self._chat_template()
         forced = tool_choice["function"]["name"] if isinstance(tool_choice, Mapping) and tools is not None else None
-        grammar = _grammar(response_format, None if forced is None else find_tool(tools or (), forced))
+        grammar = chat_completion.reply_grammar(
+            response_format, None if forced is None else find_tool(tools or (), forced)
+        )
         if grammar is not None:
             options["grammar"] = grammar
         completion = self.create_completion(
@@ -330,15 +390,6 @@ class Llama:
         """From the Hugging Face hub (extra `hub`); filename is a pattern that must match one file."""
         paths = [download(repo_id, name, local_dir, cache_dir) for name in (filename, *additional_files)]
         return cls(paths[0], **options)
-
-
-def _grammar(response_format: Mapping[str, Any] | None, function: Mapping[str, Any] | None) -> LlamaGrammar | None:
-    """What a reply must follow: the arguments of a forced call, or the format that is asked for."""
-    if function is not None:
-        return LlamaGrammar.from_json_schema(json.dumps(function.get("parameters", {"type": "object"})))
-    if response_format is None or response_format.get("type") != "json_object":
-        return None
-    return LlamaGrammar.from_json_schema(json.dumps(response_format.get("schema", {"type": "object"})))
 
 
 def _or_minus_one(token: int | None) -> int:

@@ -9,13 +9,15 @@ from ..model import Model, PathLike
 from .arguments import warn_no_effect
 
 
-def load(path: PathLike, adapter: PathLike | None, threads: int | None, gpu_layers: int) -> Model:
-    """gpu_layers: as of Llama; more than the model has are all of them."""
-    if gpu_layers == 0 or not os.path.isfile(path):
+def load(path: PathLike, adapter: PathLike | None, threads: int | None, gpu_layers: int, device: str | None) -> Model:
+    """gpu_layers, device: as of Llama; more layers than the model has are all of them."""
+    if not os.path.isfile(path) or (gpu_layers == 0 and device is None):
         return Model(path, adapter, threads=threads)
-    all_of_them = gpu_layers < 0 or gpu_layers >= _layers(path)
+    layers = gpu_layers if 0 < gpu_layers < _layers(path) else None
+    if device is not None:
+        return Model(path, adapter, threads=threads, device=device, gpu_layers=layers)
     try:
-        return Model(path, adapter, threads=threads, device="cuda", gpu_layers=None if all_of_them else gpu_layers)
+        return Model(path, adapter, threads=threads, device="cuda", gpu_layers=layers)
     except UnsupportedError as error:
         model = Model(path, adapter, threads=threads)  # raises where the device is not what is unsupported
         warn_no_effect("n_gpu_layers", gpu_layers, str(error))

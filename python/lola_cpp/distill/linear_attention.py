@@ -1,0 +1,139 @@
+"""LoLA's attention for training: over whole sequences, differentiable, in memory that grows with tokens x block.
+
+q is [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens, head_dim], after RoPE; all sums in float32.
+`attend` has no sparse cache and runs all blocks at once; `attend_with_cache` walks from boundary to boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lola_cpp.convert.adapter import Settings
+from lola_cpp.distill.feature_map import LayerMaps, features
+
+_BLOCK = 64  # of strict windows and small chunks
+_NEVER = float("-inf")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings) -> Tensor:
+    """The outputs [batch, heads, tokens, head_dim] with window and hidden state alone (lambda 0)."""
+    q, k, v = _by_query_head(q, k, v)
+    tokens, window, block = q.shape[2], settings.window_size, _block_size(settings.chunk_size)
+    padding = -tokens % block
+    # Keys stand `window` places later than queries: block b of the queries sees key blocks [b, b + window / block].
+    q, phi_q = (_blocks(x, 0, padding, block) for x in (q, features(q, maps.query_map, settings)))
+    keys = (k, v, features(k, maps.key_map, settings))
+    near_k, near_v, near_phi = (_spans(x, window, padding, block) for x in keys)
+    in_window, absorbed = _masks(window, settings.chunk_size, block, q.shape[2], q.device)
+    logits = (q @ near_k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~in_window, _NEVER)
+    state, total = _absorbed_before(near_v, near_phi, block)
+    linear, mass = phi_q @ state, phi_q @ total
+    if absorbed.any():
+        near = (phi_q @ near_phi.transpose(-1, -2)) * absorbed
+        linear, mass = linear + near @ near_v, mass + near.sum(-1, True)
+    y = mix(logits, near_v, linear, mass, maps.window_logits[:, None, None, None], settings)
+    return y.flatten(2, 3)[:, :, :tokens]
+
+
+def mix(
+    logits: Tensor, values: Tensor, linear: Tensor, mass: Tensor, gate_logits: Tensor, settings: Settings
+) -> Tensor:
+    """The exact pairs (logits, values) and the linear terms under one normaliser."""
+    gate = gate_logits.sigmoid()
+    top = logits.amax(-1, True)
+    if settings.mixing == "lolcats":  # the maximum is part of the trained function
+        weights = gate * (logits - top).exp()
+        factor: Tensor | float = 1 - gate if settings.affine else 1.0
+    else:
+        shift = top.detach().clamp_min(0)
+        weights, factor = (logits - shift).exp(), (-shift).exp()
+        if settings.mixing == "gated":
+            weights, factor = gate * weights, (1 - gate) * factor
+    return (weights @ values + factor * linear) / (weights.sum(-1, True) + factor * mass)
+
+
+def attend_with_cache(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings, sparse_size: int) -> Tensor:
+    """The outputs with a sparse cache of `sparse_size` pairs per query head (policies self_recall, weighted_recall)."""
+    q, k, v = _by_query_head(q, k, v)
+    phi_q, phi_k = features(q, maps.query_map, settings), features(k, maps.key_map, settings)
+    gate, chunk, scale = maps.window_logits[:, None, None], settings.chunk_size, q.shape[-1] ** -0.5
+    pairs = torch.cat([k, v, phi_k], -1)  # what moves together
+    sizes = [k.shape[-1], v.shape[-1], phi_k.shape[-1]]
+    state, total = q.new_zeros(*q.shape[:2], sizes[2], sizes[1]), q.new_zeros(*q.shape[:2], sizes[2], 1)
+    cache, outputs = pairs[:, :, :0], []
+    for begin in range(0, q.shape[2], chunk):
+        first, end = max(0, begin - settings.window_size), min(begin + chunk, q.shape[2])
+        exact_k, exact_v, _ = torch.cat([cache, pairs[:, :, first:end]], 2).split(sizes, -1)
+        later = torch.ones(end - begin, end - first, dtype=torch.bool, device=q.device).triu(begin - first + 1)
+        logits = q[:, :, begin:end] @ exact_k.transpose(-1, -2) * scale
+        logits = logits.masked_fill(functional.pad(later, (cache.shape[2], 0)), _NEVER)
+        phi = phi_q[:, :, begin:end]
+        outputs.append(mix(logits, exact_v, phi @ state, phi @ total, gate, settings))
+        leaving = slice(first, begin + chunk - settings.window_size)
+        if leaving.stop > first:
+            eligible = torch.cat([cache, pairs[:, :, leaving]], 2)
+            order = _best_first(eligible.split(sizes, -1), state, total, settings)
+            cache, lost = (_take(eligible, part) for part in (order[:, :, :sparse_size], order[:, :, sparse_size:]))
+            _, lost_v, lost_phi = lost.split(sizes, -1)
+            state = state + lost_phi.transpose(-1, -2) @ lost_v
+            total = total + lost_phi.sum(2)[..., None]
+    return torch.cat(outputs, 2)
+
+
+def _best_first(eligible: Sequence[Tensor], state: Tensor, total: Tensor, settings: Settings) -> Tensor:
+    """The order in which the eligible (k, v, phi) are kept, [batch, heads, pairs]."""
+    with torch.no_grad():
+        k, v, phi = eligible
+        recalled = (phi @ state) / (phi @ total).clamp_min(torch.finfo(total.dtype).tiny)
+        score = (recalled - v).square().sum(-1).log()
+        if settings.policy == "weighted_recall":
+            score = score + settings.kappa * k.square().sum(-1) / (2 * k.shape[-1])
+        return score.argsort(dim=-1, descending=True)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+
+def _by_query_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    group = q.shape[1] // k.shape[1]
+    return q.float(), k.float().repeat_interleave(group, 1), v.float().repeat_interleave(group, 1)
+
+
+def _block_size(chunk: int) -> int:
+    return chunk if chunk >= _BLOCK else chunk * (_BLOCK // chunk)
+
+
+def _blocks(x: Tensor, front: int, back: int, block: int) -> Tensor:
+    """[..., tokens, n] -> [..., blocks, block, n]."""
+    return functional.pad(x, (0, 0, front, back)).unflatten(2, (-1, block))
+
+
+def _spans(x: Tensor, window: int, padding: int, block: int) -> Tensor:
+    """For each query block its own tokens and the `window` before: [..., blocks, window + block, n]."""
+    return functional.pad(x, (0, 0, window, padding)).unfold(2, window + block, block).transpose(-1, -2)
+
+
+def _masks(window: int, chunk: int, block: int, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[blocks, block, window + block]: which keys of its span a query has in its window, and which are absorbed."""
+    query = torch.arange(block, device=device)[:, None]
+    key = torch.arange(window + block, device=device)[None] - window
+    oldest = query // chunk * chunk - window
+    first = -block * torch.arange(blocks, device=device)[:, None, None]  # where the sequence begins
+    exists = key >= first
+    return (key >= oldest) & (key <= query) & exists, (key < oldest) & exists
+
+
+def _absorbed_before(near_v: Tensor, near_phi: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Hs [..., F, head_dim] and s [..., F, 1] of everything before each block's span."""
+    phi, v = near_phi[..., :block, :], near_v[..., :block, :]  # what the next block's span no longer has
+    states, totals = phi.transpose(-1, -2) @ v, phi.sum(-2)[..., None]
+    return _sum_before(states), _sum_before(totals)
+
+
+def _sum_before(x: Tensor) -> Tensor:
+    return functional.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1].cumsum(2)

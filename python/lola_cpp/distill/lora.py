@@ -1,0 +1,132 @@
+"""Low-rank updates of q, k, v and o, trained with next-token loss in the model whose attention is already linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from lola_cpp.distill.checkpoint import load_state, save_state
+from lola_cpp.distill.data import Sequences
+from lola_cpp.distill.feature_map import LayerMaps
+from lola_cpp.distill.linear_attention import attend, attend_with_cache
+from lola_cpp.distill.options import Options, cosine
+from lola_cpp.distill.teacher import Teacher, Update, Updates, finish, project, softmax_attention
+
+_CLIP = 1.0
+_BETAS = (0.9, 0.99)
+_LOGITS_AT_ONCE = 1024
+_REPORT_SEQUENCES = 8
+
+
+@dataclass
+class Student:
+    """The teacher's weights under linear attention, with updates where there are any."""
+
+    options: Options
+    teacher: Teacher
+    maps: dict[int, LayerMaps]
+    updates: dict[int, Updates]
+
+    @classmethod
+    def start(cls, options: Options, teacher: Teacher, maps: dict[int, LayerMaps]) -> Student:
+        """Updates that change nothing yet: a is random and b zero."""
+        heads, hidden, rank = teacher.base.heads, teacher.base.embedding_length, options.lora_rank
+        q_size, kv_size = heads.query * heads.dim, heads.key_value * heads.dim
+        sizes = {"q": (hidden, q_size), "k": (hidden, kv_size), "v": (hidden, kv_size), "o": (q_size, hidden)}
+        generator = torch.Generator().manual_seed(options.seed)
+
+        def update(inputs: int, outputs: int) -> Update:
+            a = torch.randn(rank, inputs, generator=generator) * inputs**-0.5
+            b = torch.zeros(outputs, rank)
+            a, b = (x.to(options.device).requires_grad_() for x in (a, b))
+            return Update(a, b, options.settings.lora_alpha / rank)
+
+        updates = {i: {name: update(*size) for name, size in sizes.items()} for i in maps}
+        return cls(options, teacher, maps, updates)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{i}.{name}.{half}": getattr(update, half)
+            for i, updates in self.updates.items()
+            for name, update in updates.items()
+            for half in ("a", "b")
+        }
+
+    def train(self, data: Sequences) -> None:
+        """All steps that the checkpoint in the folder has not done yet."""
+        options, path = self.options, self.options.folder / "lora.pt"
+        tensors, identity = self.tensors(), options.identity("lora", data.digest)
+        optimizer = torch.optim.AdamW(tensors.values(), lr=options.lora_rate, betas=_BETAS, weight_decay=0.0)
+        done, total = load_state(path, identity, tensors, optimizer), options.lora_steps
+        bar = tqdm(
+            range(done, total), initial=done, total=total, desc="lora", mininterval=2, disable=not options.progress
+        )
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = options.lora_rate * cosine(step, total)
+            parts = data.batch(step, options.batch).split(options.micro_batch)
+            losses = []
+            for part in parts:
+                loss = self.loss(part, sparse_size=options.lora_cache) / len(parts)
+                loss.backward()
+                losses.append(loss.detach())
+            torch.nn.utils.clip_grad_norm_(tensors.values(), _CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if options.progress:
+                bar.set_postfix(loss=f"{torch.stack(losses).sum().item():.4f}")
+            if (step + 1) % options.checkpoint_every == 0 or step + 1 == total:
+                save_state(path, step + 1, identity, tensors, optimizer)
+
+    def hidden(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
+        """The states before the last norm. With `teacher` softmax attention and no updates."""
+        x, rope = self.teacher.embed(tokens), self.teacher.rope(tokens.shape[1])
+        for index in range(self.teacher.base.block_count):
+            x = checkpoint(
+                self._layer, index, x, rope, sparse_size, teacher, use_reentrant=False, preserve_rng_state=False
+            )
+        return x
+
+    def _layer(self, index: int, x: Tensor, rope: tuple[Tensor, Tensor], sparse_size: int, teacher: bool) -> Tensor:
+        layer = self.teacher.layer(index)
+        updates = None if teacher else self.updates.get(index)
+        q, k, v = project(layer, x, rope, updates)
+        if teacher or index not in self.maps:
+            y = softmax_attention(q, k, v)
+        elif sparse_size:
+            y = attend_with_cache(q, k, v, self.maps[index], self.options.settings, sparse_size)
+        else:
+            y = attend(q, k, v, self.maps[index], self.options.settings)
+        return finish(layer, x, y, updates)
+
+    def logits(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
+        """tokens [batch, length] -> [batch, length, vocabulary]."""
+        return self.teacher.head()(self.hidden(tokens, sparse_size=sparse_size, teacher=teacher))
+
+    def loss(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
+        """Mean next-token loss; logits exist for a part of the sequence at a time."""
+        hidden, head = self.hidden(tokens, sparse_size=sparse_size, teacher=teacher), self.teacher.head()
+        targets = tokens.to(hidden.device)[:, 1:]
+        total = torch.zeros((), device=hidden.device)
+        for x, wanted in zip(hidden[:, :-1].split(_LOGITS_AT_ONCE, 1), targets.split(_LOGITS_AT_ONCE, 1), strict=True):
+            total = total + checkpoint(_summed_loss, head, x, wanted, use_reentrant=False, preserve_rng_state=False)
+        return total / targets.numel()
+
+    def report(self, data: Sequences) -> dict[str, float]:
+        """Mean loss on sequences that are not trained on, of the teacher and of the student."""
+        tokens = torch.from_numpy(data.held_out[:_REPORT_SEQUENCES].astype("int64"))
+        with torch.no_grad():
+            return {
+                name: torch.stack([self.loss(part, teacher=teacher) for part in tokens.split(1)]).mean().item()
+                for name, teacher in (("teacher", True), ("student", False))
+            }
+
+
+def _summed_loss(head: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor) -> Tensor:
+    return functional.cross_entropy(head(x).float().flatten(0, 1), wanted.flatten(), reduction="sum")

@@ -1,0 +1,45 @@
+"""Many generations, several of them in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .._core import UsageError
+from ..batch import Batch
+from ..options import GenerationOptions
+from ..session import Session
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Job(Generic[Key]):
+    """A prompt to go on from; key is the caller's. The session is opened when its turn comes."""
+
+    key: Key
+    open: Callable[[], Session]
+    tokens: Sequence[int]
+    options: GenerationOptions
+
+
+def generate_each(jobs: Iterable[Job[Key]], *, active: int) -> Iterator[tuple[Job[Key], str, Session]]:
+    """Each job with its text and its session, as they end; `active` sessions take part at a time."""
+    if active < 1:
+        raise UsageError(f"active: found {active}, wanted 1 or more")
+    batch, waiting = Batch(), iter(jobs)
+    running: dict[int, tuple[Job[Key], list[str]]] = {}
+    while True:
+        while len(batch) < active and (job := next(waiting, None)) is not None:
+            session = job.open()
+            batch.add(session, job.tokens, **job.options)
+            running[id(session)] = job, []
+        if len(batch) == 0:
+            return
+        for session, token in batch.step():
+            job, texts = running[id(session)]
+            texts.append(token.text)
+            if token.finish_reason is not None:
+                del running[id(session)]
+                yield job, "".join(texts), session

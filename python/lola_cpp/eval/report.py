@@ -1,0 +1,115 @@
+"""What measurements are written as: markdown, JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .likelihood import PositionRow
+from .plots import heat_map, line_plot
+from .recall import RecallRow
+
+
+def write_report(
+    folder: Path, settings: Mapping[str, Any], rows: Sequence[Any], text: str, pictures: Mapping[str, str]
+) -> None:
+    """report.md, results.json and a picture each into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1), encoding="utf-8")
+    for name, picture in pictures.items():
+        (folder / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.svg").write_text(picture, encoding="utf-8")
+
+
+def recall_markdown(rows: Sequence[RecallRow]) -> str:
+    """A table per task: configurations down, lengths across, share right with its 95 % interval, bytes of a session."""
+    parts = []
+    for task in _once(row.cell.task for row in rows):
+        of_task = [row for row in rows if row.cell.task == task]
+        lengths = _once(row.cell.length for row in of_task)
+        lines = [
+            f"**{task}**, all answers right (95 % interval)",
+            "",
+            "| | " + " | ".join(f"{length:,}" for length in lengths) + " | session, bytes |",
+            "|---" * (len(lengths) + 2) + "|",
+        ]
+        for name in _once(row.cell.configuration for row in of_task):
+            mine = [row for row in of_task if row.cell.configuration == name]
+            cells = [_accuracy([row for row in mine if row.cell.length == length]) for length in lengths]
+            least, most = min(r.memory_bytes for r in mine), max(r.memory_bytes for r in mine)
+            memory = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {memory} |")
+        lines += ["", "Samples of a cell: " + _samples(of_task, lengths)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def recall_pictures(rows: Sequence[RecallRow]) -> dict[str, str]:
+    """Heat maps of depth by length where depths were asked for, else accuracy by length."""
+    pictures = {}
+    for task in _once(row.cell.task for row in rows):
+        of_task = [row for row in rows if row.cell.task == task]
+        depths = sorted(depth for depth in _once(row.cell.depth for row in of_task) if depth is not None)
+        for name in _once(row.cell.configuration for row in of_task) if depths else []:
+            mine = [row for row in of_task if row.cell.configuration == name]
+            values = {(row.cell.length, row.cell.depth or 0.0): row.accuracy for row in mine}
+            lengths = _once(row.cell.length for row in mine)
+            pictures[f"{task} {name}"] = heat_map(f"{task}, {name}", lengths, depths, values)
+        if not depths:
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for row in of_task:
+                lines.setdefault(row.cell.configuration, []).append((row.cell.length, row.accuracy))
+            pictures[task] = line_plot(task, lines, vertical="share right")
+    return pictures
+
+
+def position_markdown(rows: Sequence[PositionRow], *, divergence: bool) -> str:
+    """Configurations down, positions across; the last column is over all positions."""
+    places = _once((row.first, row.last) for row in rows)
+    lines = [
+        "| | " + " | ".join(f"{first:,} to {last:,}" for first, last in places) + " |",
+        "|---" * (len(places) + 1) + "|",
+    ]
+    for name in _once(row.configuration for row in rows):
+        mine = [row for row in rows if row.configuration == name]
+        lines.append(f"| {name} | " + " | ".join(_position_cell(row, divergence) for row in mine) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def position_picture(rows: Sequence[PositionRow], *, divergence: bool) -> str:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name in _once(row.configuration for row in rows):
+        mine = [row for row in rows if row.configuration == name][:-1]  # the last is over all positions
+        lines[name] = [(row.last, row.mean if divergence else row.perplexity) for row in mine]
+    title = "divergence by position" if divergence else "perplexity by position"
+    return line_plot(title, lines, vertical="nats" if divergence else "perplexity")
+
+
+def _position_cell(row: PositionRow, divergence: bool) -> str:
+    if not divergence:
+        spread = "" if math.isnan(row.error) else f" ± {row.perplexity * row.error:.2f}"
+        return f"{row.perplexity:.3f}{spread}"
+    spread = "" if math.isnan(row.error) else f" ± {row.error:.2g}"
+    return f"{row.mean:.3g}{spread}, {row.same_choice:.1%} same"
+
+
+def _accuracy(rows: Sequence[RecallRow]) -> str:
+    together = RecallRow(rows[0].cell, sum(r.samples for r in rows), sum(r.right for r in rows))
+    low, high = together.interval
+    share = sum(r.share for r in rows) / together.samples
+    partial = "" if math.isclose(share, together.accuracy) else f", answers {share:.2f}"
+    return f"{together.accuracy:.3f} ({low:.2f} to {high:.2f}{partial})"
+
+
+def _samples(rows: Sequence[RecallRow], lengths: Sequence[int]) -> str:
+    first = rows[0].cell.configuration
+    mine = [row for row in rows if row.cell.configuration == first]
+    return ", ".join(f"{sum(r.samples for r in mine if r.cell.length == length)}" for length in lengths)
+
+
+def _once(values: Any) -> list[Any]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,105 @@
+"""The parts of tools/train_tiny.py that need no training: its samples, its model's file, its schedule."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers", reason="training needs transformers")
+pytest.importorskip("safetensors", reason="models are written with safetensors")
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+from lola_cpp.distill.lora import Student  # noqa: E402
+from lola_cpp.distill.options import Options  # noqa: E402
+from lola_cpp.distill.teacher import Teacher  # noqa: E402
+from lola_cpp.eval.tasks import WORDS  # noqa: E402
+from tiny import corpus as tiny_corpus  # noqa: E402
+from tiny import teacher as tiny_teacher  # noqa: E402
+from tiny.model import TinyLlama  # noqa: E402
+from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Of a few files of the library, with the whole tool's vocabulary size."""
+    patch = pytest.MonkeyPatch()
+    everything = tiny_corpus._library
+    patch.setattr(tiny_corpus, "_library", lambda: [text for text in everything() if 20_000 < len(text) < 90_000][:60])
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny_corpus.prepare(folder)
+    patch.undo()
+    return tiny_corpus.prepare(folder)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("length", [300, 700])
+def test_a_prompt_has_the_tokens_of_its_text_and_its_answer_comes_last(corpus, task, length):
+    maker = TaskMaker(corpus, np.random.default_rng(length), held_out=True)
+    for _ in range(20):
+        tokens, places = maker.evaluation(task, length)
+        assert len(tokens) == length
+        assert places[-1] == length - 1
+        tail = 200  # the haystack may begin in the middle of a word
+        text = corpus.tokenizer.decode(tokens.tolist())
+        assert corpus.tokenizer.encode(text).ids[-tail:] == tokens[-tail:].tolist()
+        answer = corpus.tokenizer.decode(tokens[places].tolist()).strip()
+        assert all(part in text[: text.rindex("\n")] for part in answer.split(", "))
+
+
+def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluation(corpus):
+    maker = TaskMaker(corpus, np.random.default_rng(0))
+    assert not set(maker.words) & set(WORDS)
+    for length in (64, 513, 2049):
+        for _ in range(40):
+            tokens, kinds = maker.sample(length)
+            assert len(tokens) == len(kinds) == length
+            assert 0 <= tokens.min() <= tokens.max() < tiny_corpus.VOCABULARY
+            assert (kinds == ANSWER).any()
+
+
+def test_renaming_swaps_words_the_same_way_throughout(corpus):
+    tokens = corpus.training[:5000].astype(np.int64)
+    renamed = tiny_teacher.Renamer(corpus, np.random.default_rng(0))(tokens)
+    pairs = set(zip(tokens.tolist(), renamed.tolist(), strict=True))
+    assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
+    assert 0.02 < np.mean(tokens != renamed) < 0.9
+
+
+def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
+    torch.manual_seed(0)
+    model = TinyLlama()
+    model.save(tmp_path)
+    with torch.no_grad():  # the file is in bfloat16
+        for value in model.parameters():
+            value.copy_(value.bfloat16().float())
+    tokens = torch.from_numpy(corpus.training[:101].astype(np.int64))[None]
+    student = Student(Options(tmp_path, (), tmp_path), Teacher(tmp_path), {}, {})
+    with torch.no_grad():
+        losses, _ = model(tokens[:, :-1], tokens[:, 1:], None, 64)
+        wanted = student.loss(tokens, teacher=True)
+    torch.testing.assert_close(losses.mean(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_demand_loss_is_lower_where_keys_and_values_stand_out_as_they_are_asked_for():
+    from tiny.model import _demand_loss
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 200, 64, generator=generator) for heads in (8, 4, 4))
+    queries = torch.tensor([[190, 195]])
+    q[:, :, 190:] = 40 * k[:, :, 30].repeat_interleave(2, 1)[:, :, None] / 64**0.5
+    plain = _demand_loss(q, k, v, queries, 64)
+    k[:, :, 30] *= 1.5
+    loud_key = _demand_loss(q, k, v, queries, 64)
+    v[:, :, 30] *= 3
+    assert plain > loud_key > _demand_loss(q, k, v, queries, 64)
+
+
+def test_the_rate_warms_up_stays_and_falls():
+    rates = [tiny_teacher.rate_factor(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
+    assert rates == pytest.approx([1 / 150, 1, 1, 0.03])
+    assert all(sum(shares.values()) == pytest.approx(1) for _, shares in tiny_teacher.SCHEDULE)

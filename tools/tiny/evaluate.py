@@ -1,0 +1,150 @@
+"""Recall and perplexity of teacher and student on the GPU: many prompts at once, answers checked by teacher forcing.
+
+An answer is right where every one of its tokens is the most likely one, which is when greedy decoding gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lola_cpp.convert.adapter import Settings
+from lola_cpp.distill.lora import Student
+from tiny.corpus import Corpus
+from tiny.tasks import TASKS, TaskMaker
+
+_TOKENS_AT_ONCE = 1 << 20
+_PERPLEXITY_TOKENS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a row of the tables remembers; window 0 is softmax attention over everything."""
+
+    window: int
+    sparse: int
+    policy: str = "weighted_recall"
+    kappa: float = 0.0
+
+    @property
+    def name(self) -> str:
+        if self.window == 0:
+            return "softmax"
+        policy = f" {self.policy} {self.kappa:g}" if self.sparse else ""
+        return f"window {self.window} + {self.sparse}{policy}"
+
+
+SOFTMAX = Memory(0, 0)
+
+
+@dataclass
+class Evaluation:
+    student: Student
+    corpus: Corpus
+    seed: int = 7
+
+    def recall(self, task: str, length: int, memories: Iterable[Memory], samples: int) -> dict[str, float]:
+        """The share of right answers by memory, on the same prompts."""
+        maker = TaskMaker(self.corpus, np.random.default_rng((self.seed, length, TASKS.index(task))), held_out=True)
+        prompts = [maker.evaluation(task, length) for _ in range(samples)]
+        at_once = max(1, _TOKENS_AT_ONCE // length)
+        found = {}
+        for memory in memories:
+            right = sum(self._right(prompts[i : i + at_once], memory) for i in range(0, samples, at_once))
+            found[memory.name] = right / samples
+        return found
+
+    def _right(self, prompts: list[tuple[np.ndarray, np.ndarray]], memory: Memory) -> int:
+        tokens = torch.from_numpy(np.stack([row for row, _ in prompts]).astype(np.int64))
+        hidden = self._hidden(tokens, memory)
+        right = 0
+        for row, (_, places) in enumerate(prompts):
+            places = torch.from_numpy(places)
+            guess = self.student.teacher.head()(hidden[row, places.to(hidden.device) - 1]).argmax(-1)
+            right += int((guess.cpu() == tokens[row, places]).all())
+        return right
+
+    def _hidden(self, tokens: torch.Tensor, memory: Memory) -> torch.Tensor:
+        options = self.student.options
+        settings: Settings = options.settings
+        if memory.window:
+            settings = dataclasses.replace(
+                settings, window_size=memory.window, policy=memory.policy, kappa=memory.kappa
+            )
+        student = dataclasses.replace(self.student, options=dataclasses.replace(options, settings=settings))
+        with torch.no_grad():
+            return student.hidden(tokens, sparse_size=memory.sparse, teacher=memory.window == 0)
+
+    def perplexity(self, length: int, memories: Iterable[Memory]) -> dict[str, float]:
+        """On text that was not trained on, cut into rows of `length`."""
+        text = self.corpus.held_out[:_PERPLEXITY_TOKENS].astype(np.int64)
+        rows = torch.from_numpy(text[: len(text) // length * length].reshape(-1, length))
+        found = {}
+        for memory in memories:
+            losses = []
+            for part in rows.split(max(1, _TOKENS_AT_ONCE // 8 // length)):
+                hidden, targets = self._hidden(part, memory), part.to(self.student.options.device)
+                with torch.no_grad():
+                    logits = self.student.teacher.head()(hidden[:, :-1]).float().flatten(0, 1)
+                losses.append(torch.nn.functional.cross_entropy(logits, targets[:, 1:].flatten()).item() * len(part))
+            found[memory.name] = math.exp(sum(losses) / len(rows))
+        return found
+
+
+def evaluate(
+    student: Student,
+    corpus: Corpus,
+    output: Path,
+    *,
+    lengths: list[int],
+    sparse: list[int],
+    samples: int,
+    seconds: float,
+) -> None:
+    """Writes and prints all tables in the order of `lengths`; what `seconds` do not suffice for is left out."""
+    begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
+    kappa = student.options.settings.kappa
+    memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
+    paper = [Memory(64, size, "self_recall") for size in sparse]
+    large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
+    short = min(4096, max(lengths))
+    result: dict[str, object] = {
+        "perplexity": {str(short): evaluation.perplexity(short, [*memories, *paper[-1:], *large])}
+    }
+    print(_table("perplexity by length", result["perplexity"]), flush=True)
+    result["recall"] = {}
+    for length in lengths:
+        if time.perf_counter() - begin > seconds:
+            print(f"left out from length {length} on: the evaluation's {seconds:.0f} s are spent")
+            break
+        # Long prompts take long: fewer of them, and fewer sizes of the cache.
+        is_long = length > 2 * short
+        rows = (
+            [*memories[:2], memories[3], memories[-1]] if is_long else [*memories, *(paper if length == short else [])]
+        )
+        count = samples // 2 if is_long else samples
+        cells = {task: evaluation.recall(task, length, rows, count) for task in TASKS}
+        result["recall"][str(length)] = {"prompts": count} | cells
+        print(_table(f"recall at {length}, n = {count}", cells), flush=True)
+        output.write_text(json.dumps(result, indent=1))
+
+
+def _table(title: str, columns: dict[str, dict[str, float]]) -> str:
+    names = list(columns)
+    lines = [title, "| memory | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row in columns[names[0]]:
+        lines.append(f"| {row} | " + " | ".join(f"{columns[name][row]:.3f}" for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((source / name).read_bytes())

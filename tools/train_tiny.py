@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""The embedded model from nothing but the Python standard library's sources and generated recall tasks.
+
+    python tools/train_tiny.py work --teacher-seconds 330 --transfer-steps 800 --lora-steps 150
+    python tools/convert.py hf work/base -o tiny.gguf --type q8_0 --name tiny
+
+Every stage leaves its result in the folder and goes on from there: the corpus and its tokenizer, the softmax teacher
+(a Hugging Face folder `base`), samples for the distillation, the adapter, and results.json with the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lola_cpp.convert.adapter import Settings
+from lola_cpp.distill.options import Options
+from lola_cpp.distill.run import distill
+from tiny.corpus import Corpus, prepare
+from tiny.evaluate import copy_tokenizer, evaluate
+from tiny.model import KAPPA
+from tiny.tasks import TaskMaker
+from tiny.teacher import Plan, train
+
+RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
+
+
+def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> None:
+    rng = np.random.default_rng(11)
+    maker, text = TaskMaker(corpus, rng), corpus.training
+    with path.open("w", encoding="utf-8") as lines:
+        for _ in range(count):
+            start = int(rng.integers(0, len(text) - length))
+            recall = rng.random() < RECALL_SHARE
+            tokens = maker.sample(length)[0] if recall else text[start : start + length]
+            lines.write(json.dumps({"tokens": tokens.tolist()}) + "\n")
+
+
+def options_for(given: argparse.Namespace) -> Options:
+    on_gpu = given.device.startswith("cuda")
+    return Options(
+        model=given.folder / "base",
+        data=(given.folder / "samples.jsonl",),
+        folder=given.folder / "distill",
+        settings=Settings(policy="weighted_recall", kappa=KAPPA, sparse_size=64, feature_dim=64),
+        device=given.device,
+        dtype="bfloat16" if on_gpu else "float32",
+        length=given.length,
+        batch=given.batch,
+        micro_batch=given.batch,
+        transfer_steps=given.transfer_steps,
+        lora_steps=given.lora_steps,
+        lora_rate=1e-3,
+        lora_cache=64,
+        checkpoint_every=200,
+        progress=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--teacher-seconds", type=float, default=330)
+    parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
+    parser.add_argument("--longest", type=int, default=32768)
+    parser.add_argument(
+        "--demand-weight",
+        type=float,
+        default=0.05,
+        help="of the loss that makes keys and values foretell what is asked for",
+    )
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
+    parser.add_argument("--length", type=int, default=2048, help="of the distillation's sequences")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=6000)
+    parser.add_argument("--transfer-steps", type=int, default=800)
+    parser.add_argument("--lora-steps", type=int, default=150)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
+    parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")
+    parser.add_argument("--evaluation-seconds", type=float, default=90)
+    return parser.parse_args()
+
+
+def main() -> int:
+    given, begin = parse(), time.perf_counter()
+    torch.set_float32_matmul_precision("high")
+    folder: Path = given.folder
+
+    def say(stage: str) -> None:
+        print(f"[{time.perf_counter() - begin:6.1f} s] {stage}", flush=True)
+
+    corpus = prepare(folder)
+    say(f"corpus: {len(corpus.training):,} tokens for training, {len(corpus.held_out):,} held out")
+    if not (folder / "base" / "model.safetensors").is_file():
+        names = ("demand_weight", "longest", "workers", "compile")
+        plan = Plan(
+            seconds=given.teacher_seconds, tokens=given.teacher_tokens, **{name: getattr(given, name) for name in names}
+        )
+        train(corpus, plan, folder, given.device).save(folder / "base")
+        copy_tokenizer(folder, folder / "base")
+    say("teacher")
+    if not (folder / "samples.jsonl").is_file():
+        write_samples(corpus, folder / "samples.jsonl", count=given.samples, length=given.length)
+    say("samples")
+    student = distill(options_for(given), folder / "tiny-lola.gguf")
+    say("distilled")
+    print((folder / "distill" / "report.json").read_text(encoding="utf-8"))
+    evaluate(
+        student,
+        corpus,
+        folder / "results.json",
+        lengths=given.lengths,
+        sparse=given.sparse,
+        samples=given.prompts,
+        seconds=given.evaluation_seconds,
+    )
+    say("evaluated")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
