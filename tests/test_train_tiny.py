@@ -77,6 +77,9 @@ def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
     with torch.no_grad():  # the file is in bfloat16
         for value in model.parameters():
             value.copy_(value.bfloat16().float())
+    again = TinyLlama()
+    again.load(tmp_path)
+    assert all(torch.equal(value, model.named_weights()[name]) for name, value in again.named_weights().items())
     tokens = torch.from_numpy(corpus.training[:101].astype(np.int64))[None]
     student = Student(Options(tmp_path, (), tmp_path), Teacher(tmp_path), {}, {})
     with torch.no_grad():
@@ -102,4 +105,6 @@ def test_the_demand_loss_is_lower_where_keys_and_values_stand_out_as_they_are_as
 def test_the_rate_warms_up_stays_and_falls():
     rates = [tiny_teacher.rate_factor(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
     assert rates == pytest.approx([1 / 150, 1, 1, 0.03])
+    plan = tiny_teacher.Plan(seconds=10, start=Path())
+    assert [plan.progress(spent) for spent in (0, 5, 10)] == [0.5, 0.75, 1.0]
     assert all(sum(shares.values()) == pytest.approx(1) for _, shares in tiny_teacher.SCHEDULE)

@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=330)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
+    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the second half of the schedule")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
         "--demand-weight",
@@ -101,7 +102,7 @@ def main() -> int:
     corpus = prepare(folder)
     say(f"corpus: {len(corpus.training):,} tokens for training, {len(corpus.held_out):,} held out")
     if not (folder / "base" / "model.safetensors").is_file():
-        names = ("demand_weight", "longest", "workers", "compile")
+        names = ("demand_weight", "longest", "workers", "compile", "start")
         plan = Plan(
             seconds=given.teacher_seconds, tokens=given.teacher_tokens, **{name: getattr(given, name) for name in names}
         )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -110,20 +110,29 @@ class TinyLlama(nn.Module):
             x = self.finish(layer, x, attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
         return self.losses(_norm(x, self.norm), self.output, targets.flatten()), demand
 
-    def save(self, folder: Path) -> None:
-        """As a Hugging Face folder in bfloat16; the tokenizer is put beside it by its maker."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
+    def named_weights(self) -> dict[str, Tensor]:
+        """By their names in a Hugging Face folder."""
         names = {"model.embed_tokens": self.embedding, "model.norm": self.norm, "lm_head": self.output}
         for i, layer in enumerate(self.layers):
             parts = {f"self_attn.{name}_proj": getattr(layer, name) for name in "qkvo"}
             parts |= {f"mlp.{name}_proj": getattr(layer, name) for name in ("gate", "up", "down")}
             parts |= {"input_layernorm": layer.attention_norm, "post_attention_layernorm": layer.mlp_norm}
             names |= {f"model.layers.{i}.{name}": value for name, value in parts.items()}
-        tensors = {
-            f"{name}.weight": value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in names.items()
-        }
+        return {f"{name}.weight": value for name, value in names.items()}
+
+    def save(self, folder: Path) -> None:
+        """As a Hugging Face folder in bfloat16; the tokenizer is put beside it by its maker."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
+        tensors = {name: x.detach().to("cpu", torch.bfloat16).contiguous() for name, x in self.named_weights().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        """The weights that `save` wrote."""
+        stored = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, value in self.named_weights().items():
+                value.copy_(stored[name])
 
 
 def rope_tables(length: int, device: torch.device) -> tuple[Tensor, Tensor]:

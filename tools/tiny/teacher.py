@@ -43,6 +43,12 @@ class Plan:
     rate: float = 2e-3
     demand_weight: float = 0.05
     compile: bool = False
+    start: Path | None = None  # a folder whose weights are trained on, from this share of the schedule:
+    start_share: float = 0.5
+
+    def progress(self, spent: float) -> float:
+        first = self.start_share if self.start else 0.0
+        return first + (1 - first) * spent / self.seconds
 
 
 class Batches(IterableDataset):
@@ -98,28 +104,27 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     """Trains until the plan's seconds are spent, those of earlier runs in the folder's checkpoint included."""
     torch.manual_seed(seed)
     model = TinyLlama().to(device)
+    if plan.start:
+        model.load(plan.start)
     optimizers = make_optimizers(model, plan.rate)
     path = folder / "teacher.pt"
     step, spent = _load(path, model, optimizers, device)
     if plan.compile:
         model.compile_parts()
     batches = Batches(corpus, plan, seed + step)
-    batches.progress.value = spent / plan.seconds
-    loader = iter(
-        DataLoader(batches, batch_size=None, num_workers=plan.workers, prefetch_factor=2 if plan.workers else None)
-    )
+    batches.progress.value = plan.progress(spent)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=plan.workers))
     bar = tqdm(total=int(plan.seconds), initial=int(spent), unit="s", desc="teacher", mininterval=5)
-    begin, saved, log = time.perf_counter() - spent, spent, Log()
-    waited = 0.0
+    begin, saved, log, waited = time.perf_counter() - spent, spent, Log(), 0.0
     while spent < plan.seconds:
         asked = time.perf_counter()
         tokens, kinds = next(loader)
         waited += time.perf_counter() - asked
-        progress = spent / plan.seconds
+        progress = plan.progress(spent)
         set_rate(optimizers, plan.rate * rate_factor(step, progress))
         log.add(train_step(model, optimizers, tokens.to(device, non_blocking=True), kinds.to(device), plan, progress))
         step, spent = step + 1, time.perf_counter() - begin
-        batches.progress.value = spent / plan.seconds
+        batches.progress.value = plan.progress(spent)
         if step % 100 == 0:
             bar.set_postfix_str(f"step {step} length {tokens.shape[1] - 1} {log.text()}")
             bar.update(int(spent) - bar.n)
