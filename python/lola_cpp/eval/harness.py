@@ -67,10 +67,11 @@ class LolaModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self._configuration = base.with_options(**options)
         self.model = self._configuration.load()
         self.tokenizer = self.model.tokenizer
-        self._active = 8 if batch_size == "auto" else int(batch_size)
+        self._active = 8 if str(batch_size).startswith("auto") else int(batch_size)
         has_softmax = self.model.info.softmax_layers > 0
         self._limit = max_length or (self.model.info.training_context if has_softmax else sys.maxsize)
         self._max_gen_toks = max_gen_toks
+        self._template: ChatTemplate | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -99,7 +100,7 @@ class LolaModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return "GGUF" if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        template = getattr(self, "_template", None) or ChatTemplate.of(self.model)
+        template = self._template or ChatTemplate.of(self.model)
         return template.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def _loglikelihood_tokens(
@@ -184,15 +185,11 @@ def _likelihood(session: Session, continuation: list[int]) -> tuple[float, bool]
     """The log-probability of a continuation, and whether greedy decoding would give it. The session stays."""
     if not continuation:
         return 0.0, True
-    logprobs = session.fork().score(continuation)
-    fork, greedy = session, int(session.logits.argmax()) == continuation[0]
-    for done, token in enumerate(continuation[1:], 1):
-        if not greedy:
-            break
-        fork = session.fork() if done == 1 else fork
-        fork.append([continuation[done - 1]])
-        greedy = int(fork.logits.argmax()) == token
-    return float(logprobs.sum(dtype=float)), greedy
+    total = float(session.fork().score(continuation).sum(dtype=float))
+    if int(session.logits.argmax()) != continuation[0]:
+        return total, False
+    greedy = session.fork().generate(max_tokens=len(continuation), stop_at_end=False)
+    return total, all(token.id == wanted for token, wanted in zip(greedy, continuation, strict=True))
 
 
 if __name__ == "__main__":
