@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lola_cpp
 from lola_cpp import Batch, DeviceError, Model, Sampler, UnsupportedError, _core
+from lola_cpp._core import GgufFile
+from lola_cpp.convert.copying import copy_keys
+from lola_cpp.convert.output import OutputTensor, write_gguf
 from lola_cpp.eval.tasks import make_prompt
 from reference import tiny_gguf
 from reference.device import why_missing
@@ -134,6 +138,34 @@ def test_the_default_model_writes_the_same_text_and_finds_the_pass_key(tmp_path:
         texts.append(text)
         found.append(prompt.found_in(text))
     assert found == [True, True]
+    assert texts[0] == texts[1]
+
+
+def float_model(path: Path) -> Path:
+    """The embedded model with the weights that its blocks stand for as float32."""
+    gguf = pytest.importorskip("gguf")
+    source = Path(lola_cpp.__file__).parent / "models" / "tiny.gguf"
+    writer, tensors = gguf.GGUFWriter(None, "llama"), []
+    copy_keys(GgufFile(str(source)), writer, lambda key: None if key.startswith("GGUF.") else key)
+    for tensor in gguf.GGUFReader(source).tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        tensors.append(OutputTensor(tensor.name, shape, "F32", lambda values=values: values))
+    write_gguf(writer, path, tensors)
+    return path
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_float_weights_give_the_tokens_of_the_cpu_after_long_prompts(tmp_path: Path) -> None:
+    # Neither side rounds activations here; with quantized weights the CPU rounds them to 8 bits in another way.
+    path = float_model(tmp_path / "float.gguf")
+    adapter = Path(lola_cpp.__file__).parent / "models" / "tiny-lola.gguf"
+    texts = []
+    for device in ("cpu", "cuda"):
+        model, rng = Model(path, adapter, device=device), np.random.default_rng(0)
+        prompts = [[int(x) for x in rng.integers(2, model.info.vocabulary, 4000)] for _ in range(10)]
+        texts.append([[t.id for t in model.session().generate(p, max_tokens=16)] for p in prompts])
     assert texts[0] == texts[1]
 
 

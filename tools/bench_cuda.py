@@ -231,7 +231,8 @@ def main() -> None:
     bandwidth, rate = limits()
     torch.cuda.empty_cache()
     print(
-        f"{torch.cuda.get_device_name()}: copies {bandwidth / 1e12:.2f} TB/s, bfloat16 products {rate / 1e12:.0f} TFLOP/s"
+        f"{torch.cuda.get_device_name()}: copies {bandwidth / 1e12:.2f} TB/s, "
+        f"bfloat16 products {rate / 1e12:.0f} TFLOP/s"
     )
     if "tiny" in chosen:
         tiny()

@@ -98,13 +98,7 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     """Trains until the plan's seconds are spent, those of earlier runs in the folder's checkpoint included."""
     torch.manual_seed(seed)
     model = TinyLlama().to(device)
-    rest = [p for p in model.parameters() if not any(p is m for m in model.matrices())]
-    optimizers = [
-        torch.optim.Muon(
-            model.matrices(), lr=plan.rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    optimizers = make_optimizers(model, plan.rate)
     path = folder / "teacher.pt"
     step, spent = _load(path, model, optimizers, device)
     if plan.compile:
@@ -122,9 +116,7 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
         tokens, kinds = next(loader)
         waited += time.perf_counter() - asked
         progress = spent / plan.seconds
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate * rate_factor(step, progress)
+        set_rate(optimizers, plan.rate * rate_factor(step, progress))
         log.add(train_step(model, optimizers, tokens.to(device, non_blocking=True), kinds.to(device), plan, progress))
         step, spent = step + 1, time.perf_counter() - begin
         batches.progress.value = spent / plan.seconds
@@ -142,6 +134,22 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
         flush=True,
     )
     return model
+
+
+def make_optimizers(model: TinyLlama, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    matrices = model.matrices()
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    return [
+        torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def rate_factor(step: int, progress: float) -> float:

@@ -42,7 +42,7 @@ class CudaExecutor final : public Executor {
 
   void download(void* to_host, const void* from, int64_t bytes) override {
     if (bytes <= 0) return;
-    flush();
+    complete();
     cuda_check(cudaMemcpyAsync(to_host, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
                                stream_.handle),
                "download");
@@ -51,7 +51,7 @@ class CudaExecutor final : public Executor {
 
   void copy(void* to, const void* from, int64_t bytes) override {
     if (bytes <= 0 || to == from) return;
-    flush();
+    complete();
     cuda_check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
                                stream_.handle),
                "copy");
@@ -73,6 +73,7 @@ class CudaExecutor final : public Executor {
     const auto all = [&] {
       body();
       flush();
+      products_.forget();
       join_boundaries();
     };
     if (key.empty()) return all();
@@ -218,6 +219,10 @@ class CudaExecutor final : public Executor {
   void flush_rope() {
     if (rope_.q != nullptr) lola::rope(stream_, rope_);
     rope_ = {};
+  }
+  void complete() {
+    products_.complete(stream_);
+    flush_rope();
   }
   // What waits for what follows it goes to the stream.
   void flush() {

@@ -81,6 +81,11 @@ void Products::flush(const Stream& stream) {
   if (waiting_.count > 0) run_waiting(stream, {});
 }
 
+void Products::complete(const Stream& stream) {
+  flush(stream);
+  if (latest_.of != nullptr && !latest_.floats) materialize(stream);
+}
+
 void Products::run_waiting(const Stream& stream, const RoundedEnding& ending) {
   gemv_rounded(stream, waiting_, waiting_x_, waiting_factor_, ending);
   waiting_.count = 0;

@@ -23,6 +23,8 @@ class Products {
 
   // What waits goes to the stream. To be called before anything else that the stream gets.
   void flush(const Stream& stream);
+  // The floats of all that was computed are written too.
+  void complete(const Stream& stream);
   // The copies are forgotten.
   void forget();
 
