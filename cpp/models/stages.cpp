@@ -118,10 +118,15 @@ Stages place_layers(const GgufFile& file, const GgufFile* adapter, const Hyperpa
   if (device_layers < 0 || device_layers > h.layers) {
     throw UsageError(message("gpu_layers: found ", device_layers, ", wanted 0 to ", h.layers));
   }
-  const auto check_room = [&](const Stage& stage, const std::string& hint) {
+  const auto check_room = [&](const Stage& stage) {
     const int64_t needed = bytes.of(*stage.backend, stage.begin, stage.end);
     const int64_t found = stage.backend->free_bytes();
     if (needed <= found) return;
+    std::string hint;
+    if (host && stage.backend == device) {
+      const int64_t most = most_layers(bytes, *device, h.layers, found);
+      hint = message("; gpu_layers=", most, " would fit");
+    }
     throw DeviceError(message("weights of ", file.path(), ": layers ", stage.begin, " to ",
                               stage.end - 1, " need ", needed, " bytes on ",
                               stage.backend->describe(), ", which has ", found, " free", hint));
@@ -130,12 +135,11 @@ Stages place_layers(const GgufFile& file, const GgufFile* adapter, const Hyperpa
   std::vector<Stage> stages;
   if (split < h.layers) {
     stages.push_back({device, split, h.layers});
-    const int64_t most = most_layers(bytes, *device, h.layers, free);
-    check_room(stages.back(), host ? message("; gpu_layers=", most, " would fit") : "");
+    check_room(stages.back());
   }
   if (split > 0) {
     stages.insert(stages.begin(), {host(), 0, split});
-    check_room(stages.front(), "");
+    check_room(stages.front());
   }
   return Stages(std::move(stages));
 }

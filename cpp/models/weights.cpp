@@ -21,7 +21,8 @@ class Loader {
 
   WeightMatrix matrix(const std::string& name, int64_t rows, int64_t cols,
                       WeightUse use = WeightUse::kProducts) const {
-    const GgufTensor& tensor = checked_tensor(file_, name, {rows, cols});
+    const std::vector<int64_t> shape = {rows, cols};
+    const GgufTensor& tensor = checked_tensor(file_, name, shape);
     const WeightMatrix weight = backend_.load({tensor.format, tensor.data, rows, cols}, use);
     if (weight.data != tensor.data) {
       drop_file_pages(tensor.data, static_cast<size_t>(rows * weight.row_bytes()));
