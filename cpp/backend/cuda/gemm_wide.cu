@@ -16,7 +16,6 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kBlockRows = kWarps * static_cast<int>(kSlabRows);
 constexpr int kStepColumns = static_cast<int>(kSlabPieces * kPieceWeights);
 constexpr int kStages = 4;        // two are filled while one is multiplied and one is let go
-constexpr int kFarSteps = 5;      // ahead, to the second-level cache
 constexpr int kMostSplits = 8;    // blocks of a cluster
 constexpr int kAlignment = 1024;  // of swizzled rows
 constexpr int kSumsStride = kBlockRows + 4;
@@ -27,6 +26,8 @@ int64_t shared_bytes(int tokens) {
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int kFarSteps = 5;  // ahead, to the second-level cache
 
 // Columns of one step for kTokens tokens, in two blocks of 64 columns.
 template <int kTokens>
