@@ -114,8 +114,7 @@ class Llama:
         return _or_minus_one(self._loaded.tokenizer.eos_id)
 
     def token_nl(self) -> int:
-        newline = self._loaded.tokenizer.encode("\n", add_special=False)
-        return newline[-1]
+        return self._loaded.tokenizer.encode("\n", add_special=False)[-1]
 
     # --- The model ---
 
