@@ -24,7 +24,7 @@ struct ModelOptions {
   std::string device = "cpu";
   int threads = 0;  // 0: physical cores
   int64_t device_layers = kAllLayers;
-  LoadProgress progress;
+  LoadProgress progress{};
 };
 
 class Model {

@@ -248,8 +248,9 @@ std::vector<Candidate> Sampler::biased(const TopLogits& top) const {
     lowered.push_back(found->second);
     return true;
   };
-  for (const auto& [id, bias] : config_.logit_bias) {
-    if (!change(id, bias > 0.0, [&](float logit) { return logit + bias; })) return {};
+  for (const auto& entry : config_.logit_bias) {  // clang 14 captures no structured binding
+    const auto add = [&](float logit) { return logit + entry.second; };
+    if (!change(entry.first, entry.second > 0.0, add)) return {};
   }
   for (const auto& [id, count] : recent_.counts()) {
     const auto times = static_cast<double>(count);

@@ -18,7 +18,7 @@ inline void use_model(const std::shared_ptr<const lola::Model>& model,
   constexpr int64_t kMaxSessionBytes = int64_t{1} << 20;
   const int64_t length = static_cast<int64_t>(tokens.size());
   const lola::SessionConfig config{model->attention().defaults, length};
-  if (lola::SessionLayout(*model, config).bytes() > kMaxSessionBytes) return;
+  if (lola::SessionLayout(*model, config).bytes(length) > kMaxSessionBytes) return;
   lola::Session session(model, config);
   const lola::Advance item{&session, tokens};
   lola::advance_batch({&item, 1}, {});
