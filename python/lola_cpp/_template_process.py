@@ -81,7 +81,7 @@ class TemplateProcess:
         self._end()
         if late.is_set():
             return {"fault": f"found no end within {SECONDS} s"}
-        return {"fault": f"took more than {engine.MAX_MEMORY >> 20} MiB of memory"}
+        return {"fault": f"its process ended without an answer; it may take {engine.MAX_MEMORY >> 20} MiB of memory"}
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
@@ -113,8 +113,11 @@ def _start() -> subprocess.Popen[bytes]:
             "ChatTemplate(source, trusted=True) renders it in this one"
         )
     folder = Path(minijinja.__file__).parent.parent
+    # What is loaded into every process (a sanitizer, say) might not fit into the memory of this one.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     return subprocess.Popen(
         [sys.executable, "-I", "-S", engine.__file__, os.fspath(folder)],
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
