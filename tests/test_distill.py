@@ -240,13 +240,13 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights(tmp_path, option
     assert cli.main(command(options, tmp_path / "whole.gguf")) == 0
     program = f"""
 import os, signal
-from lola_cpp.distill import checkpoint, cli, lora, transfer
+from lola_cpp.distill import checkpoint, cli, stage
 save = checkpoint.save_state
 def save_and_die(path, step, *rest):
     save(path, step, *rest)
     if path.name == {stage!r} and step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-lora.save_state = transfer.save_state = save_and_die
+stage.save_state = save_and_die
 cli.main({command(options, tmp_path / "killed.gguf")!r})
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from lola_cpp.eval.haystacks import NOISE_SENTENCES
 from lola_cpp.eval.tasks import WORDS
 from tiny.corpus import BOS, Corpus
 
-NOISE = ["The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again."]
 TEXT, REST, ANSWER = 0, 1, 2  # what a token is: plain text, haystack and questions, answers
 TASKS = ("passkey", "needle", "needle in text", "four keys", "variables")
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -231,14 +231,14 @@ class TaskMaker:
         if draw < 0.35:
             return self._standard_noise(length)
         if draw < 0.45:
-            return self._cycle(NOISE, length, lines=True)
+            return self._cycle(list(NOISE_SENTENCES), length, lines=True)
         if draw < 0.60:
             sentences = self.rng.choice(self.corpus.sentences, int(self.rng.integers(3, 9))).tolist()
             return self._cycle(sentences, length, lines=bool(self.rng.random() < 0.3))
         return self._text(length)
 
     def _standard_noise(self, length: int) -> Haystack:
-        return self._cycle(NOISE, length, lines=False)
+        return self._cycle(list(NOISE_SENTENCES), length, lines=False)
 
     def _cycle(self, sentences: list[str], length: int, *, lines: bool) -> Haystack:
         unit = self.encode(" ".join(sentences) + "\n" if lines else "".join(f" {s}" for s in sentences))

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
-from lola_cpp.distill.checkpoint import load_state, save_state
 from lola_cpp.distill.data import Sequences
 from lola_cpp.distill.feature_map import LayerMaps
 from lola_cpp.distill.linear_attention import attend, attend_with_cache
-from lola_cpp.distill.options import Options, cosine
+from lola_cpp.distill.options import Options
+from lola_cpp.distill.stage import Stage, run_stage
 from lola_cpp.distill.teacher import Teacher, Update, Updates, finish, project, softmax_attention
 
 _CLIP = 1.0
-_BETAS = (0.9, 0.99)
 _LOGITS_AT_ONCE = 1024
 _REPORT_SEQUENCES = 8
 
@@ -60,29 +58,19 @@ class Student:
 
     def train(self, data: Sequences) -> None:
         """All steps that the checkpoint in the folder has not done yet."""
-        options, path = self.options, self.options.folder / "lora.pt"
-        tensors, identity = self.tensors(), options.identity("lora", data.digest)
-        optimizer = torch.optim.AdamW(tensors.values(), lr=options.lora_rate, betas=_BETAS, weight_decay=0.0)
-        done, total = load_state(path, identity, tensors, optimizer), options.lora_steps
-        bar = tqdm(
-            range(done, total), initial=done, total=total, desc="lora", mininterval=2, disable=not options.progress
-        )
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = options.lora_rate * cosine(step, total)
-            parts = data.batch(step, options.batch).split(options.micro_batch)
-            losses = []
-            for part in parts:
-                loss = self.loss(part, sparse_size=options.lora_cache) / len(parts)
-                loss.backward()
-                losses.append(loss.detach())
-            torch.nn.utils.clip_grad_norm_(tensors.values(), _CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if options.progress:
-                bar.set_postfix(loss=f"{torch.stack(losses).sum().item():.4f}")
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == total:
-                save_state(path, step + 1, identity, tensors, optimizer)
+        options = self.options
+        stage = Stage("lora", options.lora_steps, options.lora_rate, _CLIP, shown="loss")
+        run_stage(stage, options, data, self.tensors(), self._learn)
+
+    def _learn(self, tokens: Tensor) -> Tensor:
+        """The loss of a batch; its gradients are left on the updates."""
+        parts = tokens.split(self.options.micro_batch)
+        losses = []
+        for part in parts:
+            loss = self.loss(part, sparse_size=self.options.lora_cache) / len(parts)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def hidden(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
         """The states before the last norm. With `teacher` softmax attention and no updates."""

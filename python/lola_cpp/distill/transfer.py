@@ -10,17 +10,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lola_cpp.distill.checkpoint import load_state, save_state
 from lola_cpp.distill.data import Sequences
 from lola_cpp.distill.feature_map import LayerMaps, initial_maps
 from lola_cpp.distill.linear_attention import attend
-from lola_cpp.distill.options import Options, cosine
+from lola_cpp.distill.options import Options
+from lola_cpp.distill.stage import Stage, run_stage
 from lola_cpp.distill.teacher import Teacher, finish, project, softmax_attention
 
 _CLIP = 5.0
-_BETAS = (0.9, 0.99)
 _REPORT_SEQUENCES = 8
 
 
@@ -44,24 +42,9 @@ class Transfer:
 
     def train(self, data: Sequences) -> None:
         """All steps that the checkpoint in the folder has not done yet."""
-        options, path = self.options, self.options.folder / "transfer.pt"
-        tensors, identity = self.tensors(), options.identity("transfer", data.digest)
-        optimizer = torch.optim.AdamW(tensors.values(), lr=options.transfer_rate, betas=_BETAS, weight_decay=0.0)
-        done, total = load_state(path, identity, tensors, optimizer), options.transfer_steps
-        bar = tqdm(
-            range(done, total), initial=done, total=total, desc="transfer", mininterval=2, disable=not options.progress
-        )
-        for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = options.transfer_rate * cosine(step, total)
-            losses = self.step(data.batch(step, options.batch))
-            torch.nn.utils.clip_grad_norm_(tensors.values(), _CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if options.progress:
-                bar.set_postfix(error=f"{losses.mean().item():.4f}")
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == total:
-                save_state(path, step + 1, identity, tensors, optimizer)
+        options = self.options
+        stage = Stage("transfer", options.transfer_steps, options.transfer_rate, _CLIP, shown="error")
+        run_stage(stage, options, data, self.tensors(), lambda tokens: self.step(tokens).mean())
 
     def step(self, tokens: Tensor, *, learn: bool = True) -> Tensor:
         """Relative errors by layer, [maps]; with `learn` their gradients are left on the maps."""

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from .._core import UsageError
 
-_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NOISE_SENTENCES = (
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
+    "There and back again.",
+)
+_NOISE = " ".join(NOISE_SENTENCES)
 _TEXT_SIZE = 8 << 20  # more of a folder is not read
 
 
