@@ -27,6 +27,7 @@ from lola_cpp.llama import (
 from lola_cpp.llama.completion import PartReader, Step
 from reference import llama_calls
 from reference.default_model import ADAPTER, DEFAULT, with_template
+from reference.device import DEVICE
 
 PEER = os.environ.get("LOLA_TEST_PEER_PYTHON") or (sys.executable if importlib.util.find_spec("llama_cpp") else None)
 LOGPROB_ERROR = 0.2  # both round activations to int8, in groups of another size
@@ -268,7 +269,9 @@ def test_an_embedding_is_the_models_own() -> None:
         wanted = DEFAULT.embed(llm.tokenize(text.encode()), pooling=pooling)
         np.testing.assert_array_equal(np.array(llm.embed(text), dtype=np.float32), wanted)
     first = Llama(DEFAULT.path, adapter=ADAPTER, embedding=True, pooling_type=2, n_threads=1).embed([text, text])
-    assert first[0] == first[1] == wanted[0].tolist()
+    assert first[0] == first[1]
+    # A GPU takes other kernels for the rows of two texts, which round activations in another way.
+    np.testing.assert_allclose(first[0], wanted[0], rtol=0, atol=0 if DEVICE == "cpu" else 0.1)
     unit = np.array(llm.embed(text, normalize=True))
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
 

@@ -2,7 +2,7 @@
 """Measures the engine on a GPU: the table "Speed on a GPU" of docs/benchmarks.md.
 
     python tools/make_random_model.py --preset llama-3.1-8b -o q4.gguf --adapter lola.gguf --lora-rank 0
-    python tools/bench_cuda.py -m q4.gguf -a lola.gguf ROWS
+    python tools/bench_cuda.py ROWS -m q4.gguf -a lola.gguf
 
 ROWS, any of (all where none is named): decode depth prefill sessions fork kernels tiny. Needs torch, for the limits of
 the card and the times of single kernels. Every row is timed from outside, through the Python API, on the host's clock.
