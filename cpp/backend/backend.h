@@ -47,6 +47,7 @@ struct SoftmaxTask {
 // One session's share of a pass: rows [row, row + tokens) of the activations.
 struct PassTask {
   const LolaConfig* config;
+  const LayerMemoryLayout* layout;  // of each of its LoLA layers; null where there are none
   uint8_t* memory;        // of all its LoLA layers
   uint8_t* const* pages;  // of all its softmax layers
   int64_t position;

@@ -48,6 +48,7 @@ class SessionLayout {
   // Of a layer's memory in what its stage has, or in each page.
   int64_t offset(int64_t layer) const { return place(layer).offset; }
   const LayerMemoryLayout& lola() const { return *lola_; }
+  bool has_lola() const { return lola_.has_value(); }
   const KvPageLayout& kv() const { return *kv_; }
   bool has_kv() const { return kv_.has_value(); }
 

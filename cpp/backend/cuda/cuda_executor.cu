@@ -14,7 +14,7 @@ namespace lola {
 namespace {
 
 constexpr int64_t kLargeUpload = int64_t{16} << 20;
-constexpr int64_t kBoundaryBytes = int64_t{256} << 20;  // of scratch for boundaries passed at once
+constexpr int64_t kRunBytes = int64_t{256} << 20;  // of scratch for the boundaries of a run
 
 class CudaExecutor final : public Executor {
  public:
@@ -65,7 +65,7 @@ class CudaExecutor final : public Executor {
     products_.forget();
     uploads_.turn();
     bool grown = false;
-    inputs_.set(tasks, tokens, uploads_, grown);
+    inputs_.set(tasks, tokens, kRunBytes, uploads_, grown);
     if (grown) graphs_.clear();
   }
 
@@ -143,16 +143,12 @@ class CudaExecutor final : public Executor {
                           in_one && rounds_heads(views.front()));
     for (size_t i = 0; i < views.size(); ++i) {
       const PlanGroup& group = inputs_.plan().groups[i];
-      for (const PlanGroup::Round& round : group.rounds) {
-        const PieceSpan pieces = inputs_.pieces(round);
-        if (in_one) {
-          attend_one(views[i], pieces, rows, copy);
-          pass_beside(views[i], group.config, round);
-        } else {
-          append_pairs(stream_, views[i], pieces, rows, false);
-          attend_and_pass(views[i], group.config, round, pieces, rows, copy);
-        }
+      if (!in_one) {
+        attend_group(views[i], group, rows, copy);
+        continue;
       }
+      attend_one(views[i], inputs_.whole_tasks(group), rows, copy);
+      for (const PlanRun& run : group.runs) pass_beside(views[i], group.config, run);
     }
     rope_ = {};
   }
@@ -176,7 +172,7 @@ class CudaExecutor final : public Executor {
                           static_cast<int>(shape.head_dim),
                           static_cast<int>(shape.group_size())};
       const PieceSpan whole = inputs_.whole_tasks(group);
-      append_pairs(stream_, ring, whole, rows, true);
+      append_pairs(stream_, ring, whole, rows, PairTarget::kPages);
       softmax_attend(stream_, ring, whole, rows, copy,
                      get<float>(softmax_partials_, softmax_partials(ring, whole)));
     }
@@ -243,19 +239,12 @@ class CudaExecutor final : public Executor {
 
   // What the layer remembers is needed in the next pass only: its boundaries are passed beside what
   // follows in this one.
-  void pass_beside(const LolaView& view, const LolaConfig& config, const PlanGroup::Round& round) {
-    if (round.boundaries == 0) return;
-    const int64_t most = view.sparse_capacity + config.chunk_size;
-    const int64_t at_once = boundaries_at_once(view, round, most);
-    auto* memory = boundary_memory(view, most, at_once);
+  void pass_beside(const LolaView& view, const LolaConfig& config, const PlanRun& run) {
+    if (run.chains == 0) return;
+    const RunScratch scratch = scratch_of(view, run, config, 0);
     fork_stream();
-    for (int64_t begin = 0; begin < round.boundaries; begin += at_once) {
-      const BoundarySpan span{inputs_.boundaries(round) + begin,
-                              static_cast<int>(std::min(at_once, round.boundaries - begin))};
-      const BoundaryScratch scratch = boundary_scratch(view, most, span.count, memory);
-      score_boundaries(beside_, view, *config.policy, span, scratch);
-      settle_boundaries(beside_, view, span, scratch);
-    }
+    pass_run(beside_, view, config, run, scratch);
+    keep_versions(beside_, view, inputs_.chains(run), scratch);
     is_beside_ = true;
   }
 
@@ -264,38 +253,39 @@ class CudaExecutor final : public Executor {
     is_beside_ = false;
   }
 
-  int64_t boundaries_at_once(const LolaView& view, const PlanGroup::Round& round, int64_t most) {
-    return std::clamp<int64_t>(kBoundaryBytes / boundary_scratch_bytes(view, most), 1,
-                               std::max<int64_t>(round.boundaries, 1));
-  }
-  uint8_t* boundary_memory(const LolaView& view, int64_t most, int64_t count) {
-    return get<uint8_t>(boundary_scratch_, boundary_scratch_bytes(view, most) * count);
+  RunScratch scratch_of(const LolaView& view, const PlanRun& run, const LolaConfig& config,
+                        int64_t tokens) {
+    const RunSizes sizes = run_sizes(view, run, config.chunk_size, tokens);
+    RunScratch scratch{};
+    auto* memory = get<uint8_t>(run_scratch_, run_scratch(view, sizes, nullptr, scratch));
+    run_scratch(view, sizes, memory, scratch);
+    return scratch;
   }
 
-  // Scores depend on what queries depend on, and not on their answers: where a piece is long both
-  // are computed side by side.
-  void attend_and_pass(const LolaView& view, const LolaConfig& config,
-                       const PlanGroup::Round& round, const PieceSpan& pieces,
-                       const AttentionRows& rows, const ProductCopy& copy) {
-    const int64_t most = view.sparse_capacity + config.chunk_size;
-    const int64_t at_once = boundaries_at_once(view, round, most);
-    // Taken before the streams part: memory that grows is cleared on the first of them.
-    auto* memory = boundary_memory(view, most, round.boundaries > 0 ? at_once : 0);
-    const bool beside = pieces.most_tokens > 1 && round.boundaries > 0;
-    if (beside) fork_stream();
-    if (!beside) lola_attend(stream_, view, pieces, rows, copy);
-    for (int64_t begin = 0; begin < round.boundaries; begin += at_once) {
-      const BoundarySpan span{inputs_.boundaries(round) + begin,
-                              static_cast<int>(std::min(at_once, round.boundaries - begin))};
-      const BoundaryScratch scratch = boundary_scratch(view, most, span.count, memory);
-      score_boundaries(beside && begin == 0 ? beside_ : stream_, view, *config.policy, span,
-                       scratch);
-      if (beside && begin == 0) {
-        lola_attend(stream_, view, pieces, rows, copy);
-        join_stream();
-      }
-      settle_boundaries(stream_, view, span, scratch);
+  void pass_run(const Stream& stream, const LolaView& view, const LolaConfig& config,
+                const PlanRun& run, const RunScratch& scratch) {
+    if (run.chains > 0) map_keys(stream, view, inputs_.chains(run), run.most_pairs, scratch);
+    for (const PlanRun::Round& round : run.rounds) {
+      pass_boundaries(stream, view, *config.policy, inputs_.boundaries(round), scratch);
     }
+  }
+
+  void attend_group(const LolaView& view, const PlanGroup& group, const AttentionRows& rows,
+                    const ProductCopy& copy) {
+    const PieceSpan whole = inputs_.whole_tasks(group);
+    // Memory that grows loses what it holds: it grows before the first run.
+    for (const PlanRun& run : group.runs) scratch_of(view, run, group.config, token_count_);
+    const RunScratch pass = scratch_of(view, group.runs.front(), group.config, token_count_);
+    append_pairs(stream_, pass_pairs(view, pass), whole, rows, PairTarget::kPass, pass.pass_k);
+    map_queries(stream_, view, whole, rows, pass);
+    for (const PlanRun& run : group.runs) {
+      const RunScratch scratch = scratch_of(view, run, group.config, token_count_);
+      if (run.attends_own) lola_attend(stream_, view, inputs_.pieces(run), rows, copy, scratch);
+      pass_run(stream_, view, group.config, run, scratch);
+      if (!run.attends_own) lola_attend(stream_, view, inputs_.pieces(run), rows, copy, scratch);
+      if (run.chains > 0) keep_versions(stream_, view, inputs_.chains(run), scratch);
+    }
+    append_pairs(stream_, view, whole, rows, PairTarget::kRing);
   }
 
   // beside_ goes on from where stream_ is.
@@ -339,7 +329,7 @@ class CudaExecutor final : public Executor {
   DeviceScratch one_partials_{*device_};
   DeviceScratch one_counters_{*device_};
   DeviceScratch softmax_partials_{*device_};
-  DeviceScratch boundary_scratch_{*device_};
+  DeviceScratch run_scratch_{*device_};
   DeviceScratch keep_scratch_{*device_};
   DeviceScratch device_found_{*device_};
   TopShape top_{};            // of the latest keep_logits()

@@ -1,83 +1,100 @@
-#include "backend/cuda/lola_view.cuh"
+#include <algorithm>
+
+#include "backend/cuda/exact_rows.cuh"
+#include "backend/cuda/linear_rows.cuh"
 #include "lola/mixing.h"
 
 namespace lola {
 namespace {
 
-// A block per 16 queries of one head.
-template <PairType type>
-__global__ void __launch_bounds__(kTileThreads)
-    attend_many_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
-                       const __grid_constant__ AttentionRows rows,
-                       const __grid_constant__ ProductCopy copy) {
-  extern __shared__ float shared[];
-  wait_for_previous_kernel();
-  const DevicePiece piece = pieces[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / view.group;
-  if (first >= piece.tokens) return;
-  const int d = view.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, view.features);
-  const LanePart part;
-  load_rows(m, d, tokens, [&](int r) {
-    return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * view.heads + head) * d;
-  });
-  const float scale = 1.0f / sqrtf(static_cast<float>(d));
-  ExactPart exact;
-  const int64_t now = piece.position + first, end = now + tokens;
-  for (int64_t begin = piece.window_begin; begin < end; begin += kTileVectors) {
-    const int64_t slot =
-        ring_slot(view, piece.window_slot, static_cast<int>(begin - piece.window_begin));
-    const auto row = [&](int64_t offset) {
-      return [&view, &piece, slot, kv_head, offset](int v) -> const uint8_t* {
-        return ring_row(view, piece.memory, offset, kv_head, ring_slot(view, slot, v));
-      };
-    };
-    add_pairs<type>(
-        m, part, d, static_cast<int>(min(int64_t{kTileVectors}, end - begin)), row(view.ring_k),
-        row(view.ring_v), [&](int r) { return static_cast<int>(now + r + 1 - begin); }, scale,
-        exact);
+constexpr int kStages = 2;  // of hidden states
+
+template <PairType type, int kDim>
+int64_t memory_bytes(const LolaView& view) {
+  return std::max(ExactMemory<type, kDim>::bytes(view.head_dim),
+                  int64_t{4} * kStages * stage_floats<kDim>(view.head_dim));
+}
+
+// The exact pairs that the queries of a piece see: first the sparse cache's, then the window's.
+struct PiecePairs {
+  const LolaView& view;
+  const RunScratch& scratch;
+  const DevicePiece& piece;
+  Owner owner;
+
+  __device__ const uint8_t* row(int i, bool value) const {
+    const PairNumbers& numbers = piece.numbers;
+    const int window = static_cast<int>(piece.window_begin - numbers.position) + numbers.cached;
+    const int number = i < piece.cached
+                           ? cached_number(view, scratch, piece.version, owner.index, i)
+                           : window + i - piece.cached;
+    return numbered_row(view, scratch, piece.memory, numbers, owner, number, value);
   }
-  const int owner = view.owner_of(head);
-  for (int begin = 0; begin < piece.cached; begin += kTileVectors) {
-    const auto row = [&](int64_t offset) {
-      return [&view, &piece, begin, owner, offset](int v) -> const uint8_t* {
-        return cache_row(view, piece.memory, offset, owner, begin + v);
-      };
-    };
-    add_pairs<type>(
-        m, part, d, min(kTileVectors, piece.cached - begin), row(view.cache_k), row(view.cache_v),
-        [](int) { return kTileVectors; }, scale, exact);
-  }
-  RowSums linear;
-  float linear_sum[2] = {}, exact_weight[2], linear_weight[2];
-  if (piece.absorbed > 0) {
-    __syncthreads();
-    map_rows(m, part, view.map, view.query_map + head * view.map.map_size * d, d);
-    read_hidden(m, part, hidden_rows(view, piece.memory, head), view.features, d, linear,
-                linear_sum);
-  }
+};
+
+// y = what the rows answer, of both parts.
+template <int kDim>
+__device__ inline void mix(const LolaView& view, int head, const ExactRows<kDim>& exact,
+                           const RowSums<RowTile<kDim>::kGroups>& linear, const float linear_sum[2],
+                           bool absorbed, RowSums<RowTile<kDim>::kGroups>& y) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const MixingWeights weights =
-        piece.absorbed > 0 ? mixing_weights(view.mixing, view.affine, view.gate[head], exact.max[i])
-                           : MixingWeights{1.0f, 0.0f};
+        absorbed ? mixing_weights(view.mixing, view.affine, view.gate[head], exact.max[i])
+                 : MixingWeights{1.0f, 0.0f};
     const float sum = weights.exact * exact.sum[i] + weights.linear * linear_sum[i];
-    exact_weight[i] = weights.exact / sum;
-    linear_weight[i] = weights.linear / sum;
-  }
-  exact.y.scale(exact_weight);
-  linear.scale(linear_weight);
+    const float exact_weight = weights.exact / sum, linear_weight = weights.linear / sum;
 #pragma unroll
-  for (int i = 0; i < kColumnBlocks * 16; ++i) {
-    exact.y.value[i / 16][i / 8 % 2][i % 8] += linear.value[i / 16][i / 8 % 2][i % 8];
+    for (int j = 0; j < RowTile<kDim>::kGroups * 8; ++j) {
+      y.at(j / 8, i, j % 8) =
+          exact_weight * y.at(j / 8, i, j % 8) + linear_weight * linear.at(j / 8, i, j % 8);
+    }
   }
-  const AttentionOutput output{rows.out, copy, view.heads * view.head_dim};
-  for_sums(part, d, exact.y, [&](int r, int column, float value) {
-    if (r < tokens) output.put(piece.row + first + r, head * d + column, value);
+}
+
+// A block per kRows queries of one head.
+template <PairType type, int kDim>
+__global__ void __launch_bounds__(RowTile<kDim>::kThreads, kDim <= 128 ? 2 : 1)
+    attend_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
+                  const __grid_constant__ AttentionRows rows,
+                  const __grid_constant__ ProductCopy copy,
+                  const __grid_constant__ RunScratch scratch) {
+  extern __shared__ __align__(16) float shared[];
+  wait_for_previous_kernel();
+  const DevicePiece piece = pieces[blockIdx.z];
+  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y, d = view.head_dim;
+  if (first >= piece.tokens) return;
+  const int tokens = min(RowTile<kDim>::kRows, piece.tokens - first);
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const bool has_rows = warp_row < tokens;
+  const int64_t row = piece.row + first;
+  const Lane lane;
+  const ExactMemory<type, kDim> m(shared, d);
+  load_rows<kDim>(m.rows, m.rows_stride, d, tokens, [&](int r) {
+    return reinterpret_cast<const uint8_t*>(rows.q + ((row + r) * view.heads + head) * d);
   });
-  if (head == 0) {
-    for (int r = 0; r < tokens; ++r) output.pad(piece.row + first + r);
+  const PiecePairs pairs{view, scratch, piece, Owner(view, view.owner_of(head))};
+  const int before = piece.cached + first + static_cast<int>(piece.position - piece.window_begin);
+  ExactRows<kDim> exact;
+  add_pairs<type, kDim>(
+      m, lane, d, before + tokens, has_rows, [&](int i, bool value) { return pairs.row(i, value); },
+      [&](int r) { return before + r + 1; }, exact);
+  RowSums<RowTile<kDim>::kGroups> linear;
+  float linear_sum[2] = {};
+  if (piece.absorbed > 0) {
+    const int stride = feature_stride(view.features);
+    const float* features = scratch.query_features + (head * scratch.tokens + row) * stride;
+    read_hidden<kDim, kStages>(
+        shared, lane, hidden_of(view, piece.memory, scratch, piece.version, head), view.features, d,
+        tokens, has_rows, [&](int r) { return features + r * stride; }, linear, linear_sum);
   }
+  const AttentionOutput output{rows.out, copy, view.heads * d};
+  if (has_rows) {
+    mix<kDim>(view, head, exact, linear, linear_sum, piece.absorbed > 0, exact.y);
+    output.put_rows(lane, row + warp_row, tokens - warp_row, head * d, d, exact.y);
+  }
+  if (head > 0) return;
+  for (int r = 0; r < tokens; ++r) output.pad(row + r);
 }
 
 }  // namespace
@@ -118,11 +135,14 @@ LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
 }
 
 void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                 const AttentionRows& rows, const ProductCopy& copy) {
-  with_pair_type(view.type, [&]<PairType type>() {
-    launch(stream, attend_many_kernel<type>,
-           grid_of(ceil_div(pieces.most_tokens, kTileRows), view.heads, pieces.count), kTileThreads,
-           tile_memory_bytes(view.head_dim, view.features), view, pieces.data, rows, copy);
+                 const AttentionRows& rows, const ProductCopy& copy, const RunScratch& scratch) {
+  with_tile(view.head_dim, [&]<int kDim>() {
+    with_pair_type(view.type, [&]<PairType type>() {
+      launch(stream, attend_kernel<type, kDim>,
+             grid_of(ceil_div(pieces.most_tokens, RowTile<kDim>::kRows), view.heads, pieces.count),
+             RowTile<kDim>::kThreads, memory_bytes<type, kDim>(view), view, pieces.data, rows, copy,
+             scratch);
+    });
   });
 }
 

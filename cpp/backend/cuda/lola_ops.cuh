@@ -1,6 +1,5 @@
-// LoLA attention on the GPU: kernels for one piece of a pass, and for the chunk boundary after it.
-// The rules are those of cpp/lola; how many pairs are where is worked out on the host
-// (lola_plan.h).
+// LoLA attention on the GPU: kernels for single queries, and for the runs of a pass (lola_plan.h).
+// The rules are those of cpp/lola; how many pairs are where is worked out on the host.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +37,6 @@ struct LolaView : PairRing {
 LolaView lola_view(const LolaLayer& layer, const LolaConfig& config,
                    const LayerMemoryLayout& layout, int64_t offset);
 
-// Outputs of the pieces' queries, and their copies, which are not rounded.
-void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                 const AttentionRows& rows, const ProductCopy& copy);
-
 // Whether single queries have kernels of their own, which all their exact pairs fit.
 bool answers_one(const LolaView& view);
 
@@ -66,32 +61,60 @@ void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan
                      const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
                      const OneScratch& scratch);
 
-// Memory that boundaries share, for `boundaries` of them at a time.
-struct BoundaryScratch {
-  float* features;     // phi of every eligible pair [boundaries, heads, most, features]
-  float* values;       // [boundaries, owners, most, head_dim]
-  float* head_scores;  // [boundaries, heads, most]
-  float* scores;       // [boundaries, owners, most]
-  int* kept;           // eligible pairs that stay exact, in order [boundaries, owners, most]
-  int* lost;           // the others [boundaries, owners, most]
-  int* lost_count;     // [boundaries, owners]
-  float* imagined;     // hidden states and sums with all absorbed [boundaries, heads, features,
-                       // head_dim + 1]
-  int64_t most;        // pairs that can be eligible: the sparse cache and a chunk
+constexpr int kChoice = 3;  // numbers of an eligible pair, while owners choose
+
+// Memory that a run shares. Features have feature_stride() floats, the last of them zeros.
+struct RunScratch {
+  uint8_t *pass_k, *pass_v;  // the pass's pairs [kv_heads, tokens, row_bytes]
+  float* query_features;     // [heads, tokens, stride]
+  float* key_features;       // of the pairs eligible in the run [heads, rows, stride]
+  float* key_norms;          // their squares [heads, rows]
+  float* head_scores;        // [boundaries, heads, most]
+  int* choice;               // [boundaries, owners, kChoice, most], where blocks have no room
+  float* imagined;           // hidden states with all absorbed [boundaries, heads, state_floats]
+  int* caches;               // numbers of the pairs that stay exact [versions, owners, capacity]
+  float* scores;             // theirs [versions, owners, capacity]
+  float* states;             // [versions, heads, state_floats]
+  int64_t tokens;            // of the pass
+  int64_t rows;
+  int64_t most;  // pairs that can be eligible at a boundary: the sparse cache and a chunk
 };
 
-// Bytes of one boundary's share.
-int64_t boundary_scratch_bytes(const LolaView& view, int64_t most);
-BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t boundaries,
-                                 uint8_t* memory);
+// What of it a run needs.
+struct RunSizes {
+  int64_t tokens;  // of the pass; 0 where only boundaries are passed
+  int64_t rows, most;
+  int64_t boundaries;  // at once
+  int64_t versions;
+  int64_t states;  // versions of the hidden states
+};
 
-// Features and scores of the pairs that are eligible at the boundaries; changes no memory of a
-// session.
-void score_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
-                      const BoundarySpan& boundaries, const BoundaryScratch& scratch);
+RunSizes run_sizes(const LolaView& view, const PlanRun& run, int64_t chunk, int64_t tokens);
+// Lays it out from `memory` on; returns its bytes.
+int64_t run_scratch(const LolaView& view, const RunSizes& sizes, uint8_t* memory,
+                    RunScratch& scratch);
 
-// Pairs leave the windows for the sparse caches or the hidden states, by their scores.
-void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
-                       const BoundaryScratch& scratch);
+// How the pass's pairs lie from scratch.pass_k on.
+PairRing pass_pairs(const LolaView& view, const RunScratch& scratch);
+
+// phi of the queries of tasks that read hidden states.
+void map_queries(const Stream& stream, const LolaView& view, const PieceSpan& tasks,
+                 const AttentionRows& rows, const RunScratch& scratch);
+// phi and norms of the keys that are eligible.
+void map_keys(const Stream& stream, const LolaView& view, const ChainSpan& chains,
+              int64_t most_pairs, const RunScratch& scratch);
+
+// Outputs of the pieces' queries, and their copies, which are not rounded.
+void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                 const AttentionRows& rows, const ProductCopy& copy, const RunScratch& scratch);
+
+// Boundaries of different sessions: pairs leave the windows for the sparse caches or the hidden
+// states, in new versions of these.
+void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
+                     const BoundarySpan& boundaries, const RunScratch& scratch);
+
+// The last versions of a run become what the sessions remember.
+void keep_versions(const Stream& stream, const LolaView& view, const ChainSpan& chains,
+                   const RunScratch& scratch);
 
 }  // namespace lola

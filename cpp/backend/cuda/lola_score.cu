@@ -1,182 +1,170 @@
-// Every eligible pair is mapped, and scored where pairs compete.
+// The eligible pairs of boundaries are scored where they compete.
 #include <iterator>
 #include <string_view>
 #include <utility>
 
-#include "backend/cuda/lola_eligible.cuh"
+#include "backend/cuda/linear_rows.cuh"
+#include "backend/cuda/lola_boundary.cuh"
 #include "memory/policies/policy_table.h"
 
 namespace lola {
 namespace {
 
-enum class Stage { kFeatures, kScores };
+template <int kDim>
+constexpr int kStages = kDim <= 128 ? 3 : 2;  // of hidden states
 
-// SRE of a lane's rows: the squares summed over all columns.
-template <PairType type>
-__device__ inline void recall_errors(const TileMemory& m, const LanePart& part,
-                                     const LolaView& view, const DeviceBoundary& boundary,
-                                     const Owner& owner, int first, int count,
-                                     const HiddenRows* hidden, float errors[2]) {
-  RowSums y;
-  float sum[2] = {1.0f, 1.0f};
-  if (hidden != nullptr) read_hidden(m, part, *hidden, view.features, view.head_dim, y, sum);
+template <int kDim>
+int64_t memory_bytes(const LolaView& view) {
+  return int64_t{4} * kStages<kDim> * stage_floats<kDim>(view.head_dim);
+}
+
+// The score that a policy of the table gives.
+template <size_t... policies>
+__device__ inline float score_of(int policy, const PairFacts& facts,
+                                 std::index_sequence<policies...>) {
+  float score = 0.0f;
+  const auto ask = [&]<size_t own>() {
+    constexpr CachePolicy kPolicy = kCachePolicies[own];
+    if constexpr (kPolicy.score != nullptr) {
+      if (policy == static_cast<int>(own)) score = kPolicy.score(facts);
+    }
+  };
+  (ask.template operator()<policies>(), ...);
+  return score;
+}
+
+// The stored values of a lane's two rows.
+template <int kDim>
+struct LaneValues {
+  Eight of[2][RowTile<kDim>::kGroups];
+};
+
+// SRE of a lane's rows, whose recall is y / sum.
+template <int kDim>
+__device__ inline void recall_errors(const RowSums<RowTile<kDim>::kGroups>& y, const float sum[2],
+                                     const LaneValues<kDim>& values, float errors[2]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     errors[i] = 0.0f;
-    const int pair = first + part.row + 8 * i;
-    if (pair >= count) continue;
-    const uint8_t* row = eligible_row(view, boundary, owner, view.ring_v, view.cache_v, pair);
 #pragma unroll
-    for (int block = 0; block < kColumnBlocks; ++block) {
-      const int column = part.columns + block * kTileVectors;
-      if (column >= view.head_dim) continue;
-      const Eight v = load_eight<type>(row, column);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float difference = y.value[block][i][j] / sum[i] - v.v[j];
-        errors[i] += difference * difference;
-      }
+    for (int j = 0; j < RowTile<kDim>::kGroups * 8; ++j) {
+      const float difference = y.at(j / 8, i, j % 8) / sum[i] - values.of[i][j / 8].v[j % 8];
+      errors[i] += difference * difference;
     }
   }
-  over_block(errors, part, m.lines, [](float a, float b) { return a + b; });
+  over_row(errors, [](float a, float b) { return a + b; });
 }
 
-// m.rows = the stored rows row(r), of the first `count`; zero for the others. A warp has four.
-template <PairType type, typename Row>
-__device__ inline void load_pairs(const TileMemory& m, int d, int count, const Row& row) {
-  constexpr int kRows = kTileRows * 32 / kTileThreads;
-  const int first = threadIdx.x / 32 * kRows;
-  for (int c = threadIdx.x % 32 * 4; c < tile_columns(d); c += 128) {
-    float4 x[kRows] = {};
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (c < d) x[r] = load_four<type>(row(min(first + r, count - 1)), c);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      *reinterpret_cast<float4*>(m.rows + (first + r) * m.stride + c) =
-          first + r < count ? x[r] : float4{};
-    }
-  }
-}
-
-// to [count, d] = the stored rows row(r), as floats.
-template <PairType type, typename Row>
-__device__ inline void copy_values(int d, int count, float* to, const Row& row) {
-  for (int r = threadIdx.x / 32; r < count; r += kTileThreads / 32) {
-    for (int c = threadIdx.x % 32 * 4; c < d; c += 128) {
-      *reinterpret_cast<float4*>(to + static_cast<int64_t>(r) * d + c) = load_four<type>(row(r), c);
-    }
-  }
-}
-
-// A block per 16 eligible pairs of one head: their features, and where pairs compete their scores.
-template <PairType type, size_t policy>
-__global__ void __launch_bounds__(kTileThreads)
-    score_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
-                 const __grid_constant__ BoundaryScratch scratch, Stage stage) {
-  extern __shared__ float shared[];
-  wait_for_previous_kernel();
-  const DeviceBoundary boundary = boundaries[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y;
+// SRE of a lane's rows; number(r): of the pair in row r of the first `count`.
+template <PairType type, int kDim, typename Number>
+__device__ inline void ask_for_recall(const LolaView& view, const RunScratch& scratch,
+                                      const DeviceBoundary& boundary, int head,
+                                      const HiddenRows* hidden, int count, const Number& number,
+                                      float* shared, float errors[2]) {
+  const Lane lane;
   const Owner owner(view, view.owner_of(head));
-  const int count = boundary.cached + boundary.leaving, d = view.head_dim;
-  if (boundary.memory == nullptr || first >= count) return;
-  const TileMemory m(shared, d, view.features);
-  const LanePart part;
-  const int64_t own = part_of(view, scratch, blockIdx.z, view.owners(), owner.index);
-  const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
-  load_pairs<type>(m, d, min(kTileRows, count - first), [&](int r) {
-    return eligible_row(view, boundary, owner, view.ring_k, view.cache_k, first + r);
-  });
-  if (speaks) {
-    copy_values<type>(
-        d, min(kTileRows, count - first), scratch.values + (own + first) * d, [&](int r) {
-          return eligible_row(view, boundary, owner, view.ring_v, view.cache_v, first + r);
-        });
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const bool has_rows = warp_row < count;
+  LaneValues<kDim> values{};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint8_t* row = numbered_row(view, scratch, boundary.memory, boundary.numbers, owner,
+                                      number(min(warp_row + lane.row + 8 * i, count - 1)), true);
+#pragma unroll
+    for (int group = 0; group < RowTile<kDim>::kGroups; ++group) {
+      const int column = group * kGroupColumns + lane.quarter * 8;
+      if (column < view.head_dim) values.of[i][group] = load_eight<type>(row, column);
+    }
   }
-  map_rows(m, part, view.map, view.key_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
-  const int64_t heads_part = part_of(view, scratch, blockIdx.z, view.heads, head);
-  const int row = threadIdx.x / 8;  // 8 lanes write its features
-  float* features = scratch.features + (heads_part + first + row) * view.features;
-  for (int j = threadIdx.x % 8; j < view.features && first + row < count; j += 8) {
-    features[j] = m.weights[j * kWeightStride + row];
+  RowSums<RowTile<kDim>::kGroups> y;
+  float sum[2] = {1.0f, 1.0f};
+  if (hidden != nullptr) {
+    const int stride = feature_stride(view.features);
+    const float* features =
+        scratch.key_features + (head * scratch.rows + boundary.feature_row) * stride;
+    read_hidden<kDim, kStages<kDim>>(
+        shared, lane, *hidden, view.features, view.head_dim, count, has_rows,
+        [&](int r) { return features + static_cast<int64_t>(number(r)) * stride; }, y, sum);
   }
-  if (stage == Stage::kFeatures || view.sparse_capacity == 0 || count <= view.sparse_capacity)
-    return;
+  recall_errors<kDim>(y, sum, values, errors);
+}
 
-  constexpr CachePolicy kPolicy = kCachePolicies[policy];
-  float errors[2] = {}, norms[2] = {};
-  if constexpr (kPolicy.recall_from != RecallFrom::kNothing) {
-    HiddenRows hidden = hidden_rows(view, boundary.memory, head);
-    if constexpr (kPolicy.recall_from == RecallFrom::kStateAfter) {
-      const float* state = imagined_state(view, scratch, blockIdx.z, head);
-      hidden = {state, state + static_cast<int64_t>(view.features) * d, nullptr, nullptr};
-    }
-    const bool empty = kPolicy.recall_from == RecallFrom::kStateBefore && boundary.absorbed == 0;
-    recall_errors<type>(m, part, view, boundary, owner, first, count, empty ? nullptr : &hidden,
-                        errors);
+// A block per kRows eligible pairs of one head.
+template <PairType type, int kDim>
+__global__ void __launch_bounds__(RowTile<kDim>::kThreads)
+    score_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
+                 const __grid_constant__ RunScratch scratch, int policy, RecallFrom from) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ int numbers[RowTile<kDim>::kRows];
+  const DeviceBoundary boundary = boundaries[blockIdx.z];
+  wait_for_previous_kernel();
+  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y, d = view.head_dim;
+  const int all = boundary.cached + boundary.leaving;
+  if (boundary.memory == nullptr || first >= all || all <= view.sparse_capacity) return;
+  const int count = min(RowTile<kDim>::kRows, all - first);
+  const Owner owner(view, view.owner_of(head));
+  if (threadIdx.x < count) {
+    numbers[threadIdx.x] =
+        eligible_number(view, scratch, boundary, owner.index, first + threadIdx.x);
   }
-  for (int i = 0; i < 2; ++i) {
-    for (int c = part.columns; c < d; c += kTileVectors) {
-      const float* key = m.rows + (part.row + 8 * i) * m.stride + c;
-      for (int j = 0; j < 8; ++j) norms[i] += key[j] * key[j];
-    }
+  __syncthreads();
+  float errors[2] = {};
+  if (from != RecallFrom::kNothing) {
+    HiddenRows hidden = from == RecallFrom::kStateAfter
+                            ? hidden_at(view, scratch.imagined, blockIdx.z, head)
+                            : hidden_of(view, boundary.memory, scratch, boundary.from, head);
+    if (from == RecallFrom::kStateAfter) hidden.pending_state = hidden.pending_sum = nullptr;
+    const bool empty = from == RecallFrom::kStateBefore && boundary.absorbed == 0;
+    ask_for_recall<type, kDim>(
+        view, scratch, boundary, head, empty ? nullptr : &hidden, count,
+        [&](int r) { return numbers[r]; }, shared, errors);
   }
-  over_block(norms, part, m.lines, [](float a, float b) { return a + b; });
-  if (threadIdx.x >= 32 || part.quarter != 0) return;
+  const Lane lane;
+  if (lane.quarter != 0) return;
+  const int64_t heads_part = (static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most;
   for (int i = 0; i < 2; ++i) {
-    const int pair = first + part.row + 8 * i;
-    if (pair >= count) continue;
+    const int row = static_cast<int>(threadIdx.x) / 32 * kWarpRows + lane.row + 8 * i;
+    if (row >= count) continue;
     const int64_t position =
-        pair < boundary.cached
-            ? reinterpret_cast<const int64_t*>(
-                  boundary.memory + view.cache_position)[owner.index * view.sparse_capacity + pair]
-            : boundary.first_leaving + pair - boundary.cached;
-    const PairFacts facts{.recall_error = errors[i],
-                          .key_norm2 = norms[i],
-                          .kappa = view.kappa[head],
-                          .head_dim = d,
-                          .position = position,
-                          .age = boundary.seen - position,
-                          .head = head,
-                          .seed = view.seed};
-    if constexpr (kPolicy.score != nullptr) {
-      scratch.head_scores[heads_part + pair] = kPolicy.score(facts);
-    }
+        position_of(view, boundary.memory, boundary.numbers, owner.index, numbers[row]);
+    const PairFacts facts{
+        .recall_error = errors[i],
+        .key_norm2 = scratch.key_norms[head * scratch.rows + boundary.feature_row + numbers[row]],
+        .kappa = view.kappa[head],
+        .head_dim = d,
+        .position = position,
+        .age = boundary.seen - position,
+        .head = head,
+        .seed = view.seed};
+    scratch.head_scores[heads_part + first + row] =
+        score_of(policy, facts, std::make_index_sequence<std::size(kCachePolicies)>());
   }
 }
 
-using ScoreKernel = void (*)(LolaView, const DeviceBoundary*, BoundaryScratch, Stage);
-
-template <PairType type, size_t... policies>
-ScoreKernel score_kernel_of(size_t policy, std::index_sequence<policies...>) {
-  constexpr ScoreKernel kKernels[] = {score_kernel<type, policies>...};
-  return kKernels[policy];
+int index_of(const CachePolicy& policy) {
+  int index = 0;
+  while (std::string_view(kCachePolicies[index].name) != policy.name) ++index;
+  return index;
 }
 
 }  // namespace
 
-void score_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
-                      const BoundarySpan& boundaries, const BoundaryScratch& scratch) {
-  constexpr size_t kPolicies = std::size(kCachePolicies);
-  size_t index = 0;
-  while (index + 1 < kPolicies && std::string_view(kCachePolicies[index].name) != policy.name)
-    ++index;
-  ScoreKernel kernel = nullptr;
-  with_pair_type(view.type, [&]<PairType type>() {
-    kernel = score_kernel_of<type>(index, std::make_index_sequence<kPolicies>());
-  });
-  const auto score = [&](Stage stage) {
-    launch(stream, kernel, grid_of(ceil_div(scratch.most, kTileRows), view.heads, boundaries.count),
-           kTileThreads, tile_memory_bytes(view.head_dim, view.features), view, boundaries.data,
-           scratch, stage);
-  };
+void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
+                     const BoundarySpan& boundaries, const RunScratch& scratch) {
   if (policy.recall_from == RecallFrom::kStateAfter) {
-    score(Stage::kFeatures);
-    absorb_pairs(stream, view, boundaries, scratch, Absorb::kImagined);
+    settle_boundaries(stream, view, boundaries, scratch, Absorb::kImagined);
   }
-  score(Stage::kScores);
+  if (view.sparse_capacity > 0) {
+    with_tile(view.head_dim, [&]<int kDim>() {
+      with_pair_type(view.type, [&]<PairType type>() {
+        launch(stream, score_kernel<type, kDim>,
+               grid_of(ceil_div(scratch.most, RowTile<kDim>::kRows), view.heads, boundaries.count),
+               RowTile<kDim>::kThreads, memory_bytes<kDim>(view), view, boundaries.data, scratch,
+               index_of(policy), policy.recall_from);
+      });
+    });
+  }
+  settle_boundaries(stream, view, boundaries, scratch, Absorb::kLost);
 }
 
 }  // namespace lola

@@ -1,179 +1,315 @@
-// Each owner ranks its eligible pairs by their scores and rewrites its sparse cache; what it does
-// not keep is absorbed.
+// Each owner ranks its eligible pairs by their scores; those it does not keep are absorbed.
 #include <algorithm>
 
-#include "backend/cuda/lola_eligible.cuh"
+#include "backend/cuda/lola_boundary.cuh"
+#include "backend/cuda/row_tile.cuh"
 
 namespace lola {
 namespace {
 
-constexpr int kSelectThreads = 512;
-constexpr int kMovesInFlight = 8;    // units of a row that a thread holds
-constexpr int kSharedScores = 8192;  // more are read from device memory
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kFeatures = 32;  // of a block
+constexpr int kPhiStride = kFeatures + 4;
+constexpr int kPairs = 64;           // absorbed at a time
+constexpr int kSharedChoice = 1024;  // eligible pairs; the choice among more is in device memory
+constexpr int kRowWarps = kFeatures / kWarpRows, kColumnWarps = kWarps / kRowWarps;
 
-// Copies the kept rows to the front of the cache, in order. A row only moves to a place at or
-// before its own, so what a batch overwrites was read by it or by a batch before.
-template <typename Unit>
-__device__ void move_rows(const LolaView& view, const DeviceBoundary& boundary, const Owner& owner,
-                          const int* source, int kept, int64_t in_window, int64_t in_cache) {
-  const int units = static_cast<int>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-  auto* to = reinterpret_cast<Unit*>(cache_row(view, boundary.memory, in_cache, owner.index, 0));
-  // Rows of up to kSelectThreads units: several at a time, a thread per unit.
-  const int rows = max(1, kSelectThreads / units), lanes = min(units, kSelectThreads);
-  const int row = static_cast<int>(threadIdx.x) / lanes,
-            lane = static_cast<int>(threadIdx.x) % lanes;
-  const bool moves = row < rows;
-  for (int begin = 0; begin < kept; begin += rows * kMovesInFlight) {
-    for (int unit = lane; unit < units; unit += lanes) {
-      Unit held[kMovesInFlight];
-#pragma unroll
-      for (int i = 0; i < kMovesInFlight; ++i) {
-        const int place = begin + i * rows + row;
-        if (!moves || place >= kept) continue;
-        const uint8_t* from =
-            eligible_row(view, boundary, owner, in_window, in_cache, source[place]);
-        held[i] = reinterpret_cast<const Unit*>(from)[unit];
-      }
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < kMovesInFlight; ++i) {
-        const int place = begin + i * rows + row;
-        if (moves && place < kept) to[static_cast<int64_t>(place) * units + unit] = held[i];
-      }
-      __syncthreads();
-    }
+template <int kDim>
+constexpr int kGroups = kDim / kGroupColumns / kColumnWarps;  // of a warp
+
+// Shared memory of a block.
+template <PairType type>
+struct SettleMemory {
+  using Element = typename Staged<type>::Element;
+  float* phi;      // [kPairs, kPhiStride]
+  Element* v;      // [kPairs, stride]
+  uint32_t* keys;  // [most], in the order of the scores
+  int* numbers;    // [most], of the eligible pairs
+  int* lost;       // [most], numbers too
+  int stride;
+
+  __device__ SettleMemory(float* shared, int head_dim, const RunScratch& scratch, int64_t owner)
+      : phi(shared),
+        v(reinterpret_cast<Element*>(phi + kPairs * kPhiStride)),
+        stride(weighted_stride<Element>(head_dim)) {
+    int* choice = scratch.most <= kSharedChoice ? reinterpret_cast<int*>(v + kPairs * stride)
+                                                : scratch.choice + owner * kChoice * scratch.most;
+    keys = reinterpret_cast<uint32_t*>(choice);
+    numbers = choice + scratch.most;
+    lost = numbers + scratch.most;
   }
-}
-
-// Inclusive sums over the block.
-__device__ inline int block_scan(int value, int* warps) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(~0u, value, offset);
-    if (lane >= offset) value += other;
+  static int64_t bytes(int head_dim, int64_t most) {
+    return 4 * kPairs * kPhiStride +
+           kPairs * weighted_stride<Element>(head_dim) * static_cast<int64_t>(sizeof(Element)) +
+           (most <= kSharedChoice ? 4 * kChoice * most : 0);
   }
-  if (lane == 31) warps[warp] = value;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) value += warps[w];
-  __syncthreads();
-  return value;
+};
+
+// Larger for larger scores; never 0.
+__device__ inline uint32_t rank_key(float score) {
+  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 becomes 0
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ inline float score_of_key(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
-// Whether pair i is among the `capacity` largest scores; of equal ones the older ranks higher.
-__device__ inline bool ranks_within(const float* scores, int count, int i, int64_t capacity) {
-  const float own = scores[i];
-  int above = 0;
-#pragma unroll 8
-  for (int j = 0; j < count; ++j) above += scores[j] > own || (scores[j] == own && j < i);
-  return above < capacity;
-}
-
-// Lists the kept and the lost pairs, each in order; returns the number of the kept.
-__device__ inline int list_pairs(const float* scores, int count, int64_t capacity, int* kept,
-                                 int* lost) {
-  __shared__ int warps[kSelectThreads / 32];
-  __shared__ int batch_kept;
-  int all_kept = 0;
-  for (int begin = 0; begin < count; begin += kSelectThreads) {
+// How many of keys [count] are at least `least`; by the whole block.
+__device__ inline int count_from(const uint32_t* keys, int count, uint32_t least) {
+  if (count <= kThreads) {
+    return __syncthreads_count(threadIdx.x < count && keys[threadIdx.x] >= least);
+  }
+  int found = 0;
+  for (int begin = 0; begin < count; begin += kThreads) {
     const int i = begin + static_cast<int>(threadIdx.x);
-    const bool keeps = i < count && (count <= capacity || ranks_within(scores, count, i, capacity));
-    const int through = block_scan(keeps, warps);
-    if (threadIdx.x == kSelectThreads - 1) batch_kept = through;
-    if (keeps) kept[all_kept + through - 1] = i;
-    if (!keeps && i < count) lost[begin - all_kept + static_cast<int>(threadIdx.x) - through] = i;
-    __syncthreads();
-    all_kept += batch_kept;
-    __syncthreads();
+    found += __syncthreads_count(i < count && keys[i] >= least);
   }
-  return all_kept;
+  return found;
 }
 
-// A block per owner.
-__global__ void __launch_bounds__(kSelectThreads)
-    select_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
-                  const __grid_constant__ BoundaryScratch scratch) {
-  extern __shared__ float shared[];
-  wait_for_previous_kernel();
-  const DeviceBoundary boundary = boundaries[blockIdx.y];
-  if (boundary.memory == nullptr) return;
-  const Owner owner(view, blockIdx.x);
-  const int count = boundary.cached + boundary.leaving;
-  const int64_t own = part_of(view, scratch, blockIdx.y, view.owners(), owner.index);
-  float* scores = count <= kSharedScores ? shared : scratch.scores + own;
+// The wanted-th largest key.
+__device__ inline uint32_t nth_key(const uint32_t* keys, int count, int wanted) {
+  uint32_t found = 0;
+#pragma unroll 1
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    if (count_from(keys, count, found | bit) >= wanted) found |= bit;
+  }
+  return found;
+}
+
+// How many threads before this one have `is`, and in all (total).
+__device__ inline int count_before(bool is, int* warps, int& total) {
+  const unsigned ballot = __ballot_sync(~0u, is);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane == 0) warps[warp] = __popc(ballot);
+  __syncthreads();
+  int before = __popc(ballot & ((1u << lane) - 1));
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    before += w < warp ? warps[w] : 0;
+    total += warps[w];
+  }
+  __syncthreads();
+  return before;
+}
+
+// keys [count] = of the owner's scores: the largest that a query head of the group gives.
+__device__ inline void load_keys(const LolaView& view, const RunScratch& scratch, int boundary,
+                                 int owner, int count, uint32_t* keys) {
   const int heads = view.head_scope ? 1 : view.group;
-  const bool compete = view.sparse_capacity > 0 && count > view.sparse_capacity;
-  for (int i = threadIdx.x; i < count; i += kSelectThreads) {
-    float best = compete ? -INFINITY : 0.0f;
-    for (int h = 0; h < heads && compete; ++h) {
-      const int64_t part = part_of(view, scratch, blockIdx.y, view.heads, owner.index * heads + h);
-      const float score = scratch.head_scores[part + i];
+  const float* scores =
+      scratch.head_scores +
+      (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    float best = -INFINITY;
+    for (int h = 0; h < heads; ++h) {
+      const float score = scores[h * scratch.most + i];
       if (score > best) best = score;  // never true of a NaN
     }
-    scores[i] = best;
+    keys[i] = rank_key(best);
   }
   __syncthreads();
-  int* kept = scratch.kept + own;
-  const int places = list_pairs(scores, count, view.sparse_capacity, kept, scratch.lost + own);
-  if (threadIdx.x == 0)
-    scratch.lost_count[blockIdx.y * view.owners() + owner.index] = count - places;
-  if (view.sparse_capacity == 0) return;
-  const auto move = [&](int64_t in_window, int64_t in_cache) {
-    if (view.row_bytes % 16 == 0) {
-      move_rows<uint4>(view, boundary, owner, kept, places, in_window, in_cache);
-    } else {
-      move_rows<uint16_t>(view, boundary, owner, kept, places, in_window, in_cache);
+}
+
+// Lists the pairs that are lost, in order; returns their number. The next version of the owner's
+// sparse cache is written by the block that `writes`.
+template <PairType type>
+__device__ inline int choose(const LolaView& view, const RunScratch& scratch,
+                             const DeviceBoundary& boundary, int owner, bool writes,
+                             const SettleMemory<type>& m) {
+  __shared__ int warps[kWarps];
+  const int count = boundary.cached + boundary.leaving;
+  const int capacity = static_cast<int>(view.sparse_capacity);
+  const bool compete = capacity > 0 && count > capacity;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    m.numbers[i] = eligible_number(view, scratch, boundary, owner, i);
+  }
+  uint32_t least = capacity > 0 ? 0 : UINT32_MAX;
+  int equals = 0;  // that are kept
+  if (compete) {
+    load_keys(view, scratch, blockIdx.z, owner, count, m.keys);
+    least = nth_key(m.keys, count, capacity);
+    equals = capacity - count_from(m.keys, count, least + 1);
+  }
+  const int64_t next = cache_part(view, boundary.to, owner);
+  int all_lost = 0, all_equal = 0;
+#pragma unroll 1
+  for (int begin = 0; begin < count; begin += kThreads) {
+    const int i = begin + static_cast<int>(threadIdx.x);
+    const uint32_t key = compete && i < count ? m.keys[i] : 1;
+    int total;
+    const int equal = all_equal + count_before(compete && key == least, warps, total);
+    all_equal += total;
+    const bool keeps = key > least || (compete && key == least && equal < equals);
+    const int lost = all_lost + count_before(i < count && !keeps, warps, total);
+    all_lost += total;
+    if (i >= count) continue;
+    if (!keeps) m.lost[lost] = m.numbers[i];
+    if (keeps && writes) {
+      scratch.caches[next + i - lost] = m.numbers[i];
+      scratch.scores[next + i - lost] = compete ? score_of_key(key) : 0.0f;
     }
+  }
+  __syncthreads();
+  return all_lost;
+}
+
+// Eight neighbouring columns of a row.
+struct EightColumns {
+  float4 first, second;
+
+  __device__ EightColumns() : first{}, second{} {}
+  __device__ explicit EightColumns(const float* from)
+      : first(four_at(from)), second(four_at(from + 4)) {}
+  __device__ void add(const EightColumns& other) {
+    first.x += other.first.x, first.y += other.first.y, first.z += other.first.z;
+    first.w += other.first.w;
+    second.x += other.second.x, second.y += other.second.y, second.z += other.second.z;
+    second.w += other.second.w;
+  }
+  __device__ void store(float* to) const {
+    reinterpret_cast<float4*>(to)[0] = first;
+    reinterpret_cast<float4*>(to)[1] = second;
+  }
+};
+
+__device__ inline void add_to(float& a, float b) { a += b; }
+__device__ inline void add_to(EightColumns& a, const EightColumns& b) { a.add(b); }
+__device__ inline void store(float* to, float value) { *to = value; }
+__device__ inline void store(float* to, const EightColumns& value) { value.store(to); }
+
+// to = from and what was absorbed. Where there are pending sums it waits in them, unless they are
+// flushed; imagined states (no pending ones to write) hold all.
+template <typename T>
+__device__ inline void write_sums(T main, T pending, const T& absorbed, bool flush, float* to,
+                                  float* to_pending) {
+  add_to(pending, absorbed);
+  const bool waits = to_pending != nullptr && !flush;
+  if (!waits) add_to(main, pending);
+  store(to, main);
+  if (to_pending != nullptr) store(to_pending, waits ? pending : T{});
+}
+
+// A block per kFeatures features of a head. The pairs of a boundary are summed first and added
+// once.
+template <PairType type, int kDim, Absorb what>
+__global__ void __launch_bounds__(kThreads)
+    settle_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
+                  const __grid_constant__ RunScratch scratch) {
+  extern __shared__ __align__(16) float shared[];
+  const DeviceBoundary boundary = boundaries[blockIdx.z];
+  wait_for_previous_kernel();
+  constexpr bool kAll = what == Absorb::kImagined;
+  const int all = boundary.cached + boundary.leaving;
+  if (boundary.memory == nullptr || (kAll && all <= view.sparse_capacity)) return;
+  const int head = blockIdx.y, d = view.head_dim, f = view.features, first = blockIdx.x * kFeatures;
+  const Owner owner(view, view.owner_of(head));
+  const Lane lane;
+  const int warp = threadIdx.x / 32, row = warp % kRowWarps * kWarpRows;
+  const int column = warp / kRowWarps * kGroups<kDim> * kGroupColumns;
+  const HiddenRows from = hidden_of(view, boundary.memory, scratch, boundary.from, head);
+  const auto place =
+      [&](int n) {  // of a lane's columns, in a hidden state; -1 where there are none
+        const int j = first + row + lane.row + n % 2 * 8;
+        const int c = column + n / 2 * kGroupColumns + lane.quarter * 8;
+        return j < f && c < d ? static_cast<int64_t>(j) * d + c : -1;
+      };
+  EightColumns main[2 * kGroups<kDim>], pending[2 * kGroups<kDim>];
+#pragma unroll
+  for (int n = 0; n < 2 * kGroups<kDim>; ++n) {
+    if (place(n) < 0) continue;
+    main[n] = EightColumns(from.state + place(n));
+    if (from.pending_state != nullptr) pending[n] = EightColumns(from.pending_state + place(n));
+  }
+  const SettleMemory<type> m(shared, d, scratch,
+                             static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
+  const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
+  const int count =
+      kAll ? all : choose<type>(view, scratch, boundary, owner.index, speaks && blockIdx.x == 0, m);
+  const auto number = [&](int i) {
+    return kAll ? eligible_number(view, scratch, boundary, owner.index, i) : m.lost[i];
   };
-  move(view.ring_k, view.cache_k);
-  move(view.ring_v, view.cache_v);
-  const int64_t first = owner.index * view.sparse_capacity;
-  auto* positions = reinterpret_cast<int64_t*>(boundary.memory + view.cache_position) + first;
-  float* cache_scores = floats_at(boundary.memory, view.cache_score, first);
-  for (int begin = 0; begin < places; begin += kSelectThreads) {
-    const int place = begin + static_cast<int>(threadIdx.x);
-    const int pair = place < places ? kept[place] : 0;
-    const int64_t position =
-        pair < boundary.cached ? positions[pair] : boundary.first_leaving + pair - boundary.cached;
+  const int stride = feature_stride(f);
+  const float* features =
+      scratch.key_features + (head * scratch.rows + boundary.feature_row) * int64_t{stride} + first;
+  RowSums<kGroups<kDim>> sums;
+  float sum = 0.0f;  // of feature threadIdx.x % 32, over every kWarps-th pair
+#pragma unroll 1
+  for (int begin = 0; begin < count; begin += kPairs) {
+    const int pairs = min(kPairs, count - begin);
+    stage_rows<PairType::kF32>(
+        m.phi, kPhiStride, kFeatures, stride - first, kPairs, pairs, [&](int p) {
+          return reinterpret_cast<const uint8_t*>(features +
+                                                  static_cast<int64_t>(number(begin + p)) * stride);
+        });
+    stage_rows<type>(m.v, m.stride, d, d, kPairs, pairs, [&](int p) {
+      return numbered_row(view, scratch, boundary.memory, boundary.numbers, owner,
+                          number(begin + p), true);
+    });
+    end_copies();
+    wait_for_copies<0>();
     __syncthreads();
-    if (place < places) positions[place] = position, cache_scores[place] = scores[pair];
+    for (int p = warp; p < kPairs; p += kWarps) sum += m.phi[p * kPhiStride + threadIdx.x % 32];
+#pragma unroll 2
+    for (int p = 0; p < kPairs; p += 8) {
+      const float *a = m.phi + (p + lane.quarter * 2) * kPhiStride + row + lane.row,
+                  *b = a + kPhiStride;
+      add_weighted<kGroups<kDim>, type == PairType::kF16>(
+          lane, split_rows(a[0], a[8], b[0], b[8]), m.v + p * m.stride, m.stride, column, d, sums);
+    }
     __syncthreads();
   }
+  HiddenRows to = hidden_of(view, boundary.memory, scratch, boundary.to, head);
+  if (kAll) {
+    to = hidden_at(view, scratch.imagined, blockIdx.z, head);
+    to.pending_state = to.pending_sum = nullptr;
+  } else if (count == 0 && to.state == from.state) {
+    return;
+  }
+  const bool flush = (boundary.absorbed + count) / kFlushPairs > boundary.absorbed / kFlushPairs;
+  const auto at = [](const float* sums_of, int64_t i) {
+    return sums_of == nullptr ? nullptr : const_cast<float*>(sums_of) + i;
+  };
+#pragma unroll
+  for (int n = 0; n < 2 * kGroups<kDim>; ++n) {
+    if (place(n) < 0) continue;
+    const auto value = [&](int i) { return sums.at(n / 2, n % 2, i); };
+    EightColumns absorbed;
+    absorbed.first = {value(0), value(1), value(2), value(3)};
+    absorbed.second = {value(4), value(5), value(6), value(7)};
+    write_sums(main[n], pending[n], absorbed, flush, at(to.state, place(n)),
+               at(to.pending_state, place(n)));
+  }
+  float* parts = m.phi;  // [kWarps, 32]; nobody reads the features any more
+  parts[threadIdx.x] = sum;
+  __syncthreads();
+  const int j = first + static_cast<int>(threadIdx.x);
+  if (threadIdx.x >= kFeatures || j >= f) return;
+  for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
+  write_sums(from.sum[j], from.pending_sum == nullptr ? 0.0f : from.pending_sum[j], sum, flush,
+             at(to.sum, j), at(to.pending_sum, j));
+}
+
+template <Absorb what>
+void settle(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
+            const RunScratch& scratch) {
+  with_tile(view.head_dim, [&]<int kDim>() {
+    with_pair_type(view.type, [&]<PairType type>() {
+      launch(stream, settle_kernel<type, kDim, what>,
+             grid_of(ceil_div(view.features, kFeatures), view.heads, boundaries.count), kThreads,
+             SettleMemory<type>::bytes(view.head_dim, scratch.most), view, boundaries.data,
+             scratch);
+    });
+  });
 }
 
 }  // namespace
 
-int64_t boundary_scratch_bytes(const LolaView& view, int64_t most) {
-  const int64_t heads = view.heads * most * (view.features + 1);
-  const int64_t owners = view.owners() * (most * (view.head_dim + 3) + 1);
-  return 4 * (heads + owners + view.heads * imagined_size(view));
-}
-
-BoundaryScratch boundary_scratch(const LolaView& view, int64_t most, int64_t boundaries,
-                                 uint8_t* memory) {
-  auto* next = reinterpret_cast<float*>(memory);
-  const auto take = [&](int64_t count) {
-    float* taken = next;
-    next += count * boundaries;
-    return taken;
-  };
-  BoundaryScratch scratch{};
-  scratch.values = take(view.owners() * most * view.head_dim);
-  scratch.imagined = take(view.heads * imagined_size(view));
-  scratch.features = take(view.heads * most * view.features);
-  scratch.head_scores = take(view.heads * most);
-  scratch.scores = take(view.owners() * most);
-  scratch.kept = reinterpret_cast<int*>(take(view.owners() * most));
-  scratch.lost = reinterpret_cast<int*>(take(view.owners() * most));
-  scratch.lost_count = reinterpret_cast<int*>(take(view.owners()));
-  scratch.most = most;
-  return scratch;
-}
-
 void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
-                       const BoundaryScratch& scratch) {
-  launch(stream, select_kernel, grid_of(view.owners(), boundaries.count), kSelectThreads,
-         std::min<int64_t>(scratch.most, kSharedScores) * 4, view, boundaries.data, scratch);
-  absorb_pairs(stream, view, boundaries, scratch, Absorb::kLost);
+                       const RunScratch& scratch, Absorb what) {
+  if (what == Absorb::kLost) return settle<Absorb::kLost>(stream, view, boundaries, scratch);
+  settle<Absorb::kImagined>(stream, view, boundaries, scratch);
 }
 
 }  // namespace lola

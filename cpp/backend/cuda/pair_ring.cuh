@@ -8,6 +8,7 @@
 #include "backend/cuda/elementwise.cuh"
 #include "backend/cuda/lola_plan.h"
 #include "backend/cuda/matmul.cuh"
+#include "backend/cuda/row_tile.cuh"
 
 namespace lola {
 
@@ -33,9 +34,15 @@ __device__ inline int64_t ring_slot(const PairRing& ring, int64_t slot, int step
   return sum >= ring.ring_capacity ? sum - ring.ring_capacity : sum;
 }
 
-// The pairs of the pieces' tokens enter: a ring, or the pages of the pieces.
+enum class PairTarget {
+  kRing,   // the sessions' rings, which keep the latest
+  kPages,  // the sessions' pages
+  kPass,   // memory with a row for each token of the pass, as if that were the ring
+};
+
+// The pairs of the pieces' tokens enter. pass: of kPass.
 void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
-                  const AttentionRows& rows, bool paged);
+                  const AttentionRows& rows, PairTarget target, uint8_t* pass = nullptr);
 
 // Where the outputs of queries go: floats, and the copies that products read.
 struct AttentionOutput {
@@ -46,6 +53,40 @@ struct AttentionOutput {
   __device__ void put(int64_t row, int column, float value) const {
     out[row * width + column] = value;
     copy.halves[row * copy.stride + copy.place(column)] = __float2half_rn(value * kActivationScale);
+  }
+  // The first `count` of a warp's rows, from `row` on; columns [0, head_dim) go to `first` and on.
+  template <int kGroups>
+  __device__ void put_rows(const Lane& lane, int64_t row, int count, int first, int head_dim,
+                           const RowSums<kGroups>& sums) const {
+#pragma unroll
+    for (int n = 0; n < 2 * kGroups; ++n) {
+      const int i = n % 2, column = n / 2 * kGroupColumns + lane.quarter * 8;
+      if (lane.row + 8 * i >= count || column >= head_dim) continue;
+      put_eight(row + lane.row + 8 * i, first + column,
+                [&](int j) { return sums.at(n / 2, i, j); });
+    }
+  }
+  // Columns from one on that is a multiple of 8.
+  template <typename Value>
+  __device__ void put_eight(int64_t row, int column, const Value& value) const {
+    auto* to = reinterpret_cast<float4*>(out + row * width + column);
+    to[0] = {value(0), value(1), value(2), value(3)};
+    to[1] = {value(4), value(5), value(6), value(7)};
+    __align__(16) __half2 halves[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      halves[j] =
+          __floats2half2_rn(value(2 * j) * kActivationScale, value(2 * j + 1) * kActivationScale);
+    }
+    __half* copied = copy.halves + row * copy.stride;
+    if (!copy.wide) {
+      *reinterpret_cast<uint4*>(copied + column) = *reinterpret_cast<const uint4*>(halves);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      *reinterpret_cast<__half2*>(copied + copy.place(column + 2 * j)) = halves[j];
+    }
   }
   // By whole warps of neighbours.
   __device__ void put_rounded(int64_t row, int column, float value) const {

@@ -49,8 +49,8 @@ void UploadBuffers::upload(void* to, const void* from_host, int64_t bytes) {
 }
 
 void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
-                     UploadBuffers& uploads, bool& grown) {
-  plan_ = plan_pass(tasks);
+                     int64_t run_bytes, UploadBuffers& uploads, bool& grown) {
+  plan_ = plan_pass(tasks, run_bytes);
   std::vector<float*> kept;
   best_ = 1;
   for (const PassTask& task : tasks) {
@@ -73,12 +73,14 @@ void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> t
   const size_t pieces_at = add(plan_.pieces.data(), plan_.pieces.size() * sizeof(DevicePiece));
   const size_t boundaries_at =
       add(plan_.boundaries.data(), plan_.boundaries.size() * sizeof(DeviceBoundary));
+  const size_t chains_at = add(plan_.chains.data(), plan_.chains.size() * sizeof(DeviceChain));
   uint8_t* memory = memory_.get<uint8_t>(static_cast<int64_t>(bytes.size()), grown);
   uploads.upload(memory, bytes.data(), static_cast<int64_t>(bytes.size()));
   tokens_ = reinterpret_cast<const int32_t*>(memory + token_at);
   kept_ = reinterpret_cast<float* const*>(memory + kept_at);
   pieces_ = reinterpret_cast<const DevicePiece*>(memory + pieces_at);
   boundaries_ = reinterpret_cast<const DeviceBoundary*>(memory + boundaries_at);
+  chains_ = reinterpret_cast<const DeviceChain*>(memory + chains_at);
 }
 
 }  // namespace lola

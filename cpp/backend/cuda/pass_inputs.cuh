@@ -41,22 +41,26 @@ class PassInputs {
  public:
   explicit PassInputs(const CudaDevice& device) : memory_(device) {}
 
-  void set(std::span<const PassTask> tasks, std::span<const int32_t> tokens, UploadBuffers& uploads,
-           bool& grown);
+  // run_bytes: as plan_pass() takes it.
+  void set(std::span<const PassTask> tasks, std::span<const int32_t> tokens, int64_t run_bytes,
+           UploadBuffers& uploads, bool& grown);
 
   const PassPlan& plan() const { return plan_; }
   const int32_t* tokens() const { return tokens_; }
   float* const* kept() const { return kept_; }  // logits of the tasks that keep them
   int64_t kept_count() const { return kept_count_; }
   int64_t best() const { return best_; }  // of their logits, the most that one asks for
-  PieceSpan pieces(const PlanGroup::Round& round) const {
-    return {pieces_ + round.first_piece, static_cast<int>(round.pieces), round.most_tokens};
+  PieceSpan pieces(const PlanRun& run) const {
+    return {pieces_ + run.first_piece, static_cast<int>(run.pieces), run.most_tokens};
+  }
+  ChainSpan chains(const PlanRun& run) const {
+    return {chains_ + run.first_chain, static_cast<int>(run.chains)};
   }
   PieceSpan whole_tasks(const PlanGroup& group) const {
     return {pieces_ + group.first_whole, static_cast<int>(group.tasks.size()), group.most_tokens};
   }
-  const DeviceBoundary* boundaries(const PlanGroup::Round& round) const {
-    return boundaries_ + round.first_boundary;
+  BoundarySpan boundaries(const PlanRun::Round& round) const {
+    return {boundaries_ + round.first_boundary, static_cast<int>(round.boundaries)};
   }
 
  private:
@@ -65,6 +69,7 @@ class PassInputs {
   const int32_t* tokens_ = nullptr;
   const DevicePiece* pieces_ = nullptr;
   const DeviceBoundary* boundaries_ = nullptr;
+  const DeviceChain* chains_ = nullptr;
   float* const* kept_ = nullptr;
   int64_t kept_count_ = 0;
   int64_t best_ = 1;

@@ -1,8 +1,9 @@
-// Attention of 16 rows (queries, or keys asked for their recall) by a block of 4 warps.
+// Tensor-core products of tiles of rows (queries, or keys asked for their recall) with vectors in
+// shared memory, each warp for itself and 16 rows.
 //
-// Products run on tensor cores as tf32 and are as exact as float32: each factor is cut in two that
-// tf32 holds, and only the product of the two small parts is left out. A lane holds two rows: 8
-// vectors of each of a tile of up to 128, or 8 columns of each of every 128.
+// Products run as tf32 and are as exact as float32: each factor is cut in two that tf32 holds, and
+// only the product of the two small parts is left out. Loops are unrolled only where that hides
+// latency: fetching instructions costs short kernels more than it saves.
 #pragma once
 
 #include <cstdint>
@@ -12,40 +13,34 @@
 
 namespace lola {
 
-constexpr int kTileRows = 16;
-constexpr int kTileVectors = 128;
-constexpr int kTileThreads = 128;
 constexpr int kMaxHeadDim = 256;
-constexpr int kColumnBlocks = kMaxHeadDim / kTileVectors;
-constexpr int kWeightStride = kTileRows + 8;  // floats; rows of weights [vectors, rows]
-constexpr int kStepColumns = 16;              // of rows and vectors that a lane reads at a time
+constexpr int kWarpRows = 16;
+constexpr int kGroupColumns = 32;  // of which a lane holds 8 neighbours
 
-// Which part of a tile product or of a sum a lane holds.
-struct LanePart {
-  int row;      // and row + 8
-  int quarter;  // of the four lanes that share rows
-  int columns;  // the first of its 8, of every 128
-
-  __device__ LanePart()
-      : row(static_cast<int>(threadIdx.x) % 32 / 4),
-        quarter(static_cast<int>(threadIdx.x) % 4),
-        columns(static_cast<int>(threadIdx.x) / 32 * 32 + quarter * 8) {}
-  // Vector i of its 8.
-  __device__ int vector(int i) const {
-    return static_cast<int>(threadIdx.x) / 32 * 32 + i / 2 * 8 + quarter * 2 + i % 2;
-  }
+// How a block of rows is cut for heads of up to kDim values: everything fits the shared memory of
+// small GPUs.
+template <int kDim>
+struct RowTile {
+  static constexpr int kRows = kDim <= 128 ? 64 : 32;
+  static constexpr int kWarps = kRows / kWarpRows;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kGroups = kDim / kGroupColumns;
 };
 
-// Sums over weighted vectors, 2 rows by 8 columns of every 128 a lane.
-struct RowSums {
-  float value[kColumnBlocks][2][8];
+// Calls f.template operator()<kDim>() for the least kDim that holds a head.
+template <typename F>
+void with_tile(int head_dim, const F& f) {
+  if (head_dim <= 128) return f.template operator()<128>();
+  return f.template operator()<kMaxHeadDim>();
+}
 
-  __device__ RowSums() : value{} {}
-  __device__ void scale(const float factor[2]) {
-#pragma unroll
-    for (int i = 0; i < kColumnBlocks * 16; ++i)
-      value[i / 16][i / 8 % 2][i % 8] *= factor[i / 8 % 2];
-  }
+// What a lane holds of 16 rows by 8 vectors: rows `row` and row + 8, vectors 2 quarter and the
+// next.
+struct Lane {
+  int row, quarter;
+
+  __device__ Lane()
+      : row(static_cast<int>(threadIdx.x) % 32 / 4), quarter(static_cast<int>(threadIdx.x) % 4) {}
 };
 
 // A float as the sum of two numbers that tf32 holds.
@@ -66,7 +61,7 @@ __device__ inline void mma_tf32(float d[4], const uint32_t a[4], uint32_t b0, ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The 16 by 8 factor of a warp: of a lane's rows the elements quarter and quarter + 4.
+// The 16 by 8 factor of a warp: two elements of row `row`, each before that of row + 8.
 struct SplitRows {
   uint32_t high[4], low[4];
 };
@@ -88,210 +83,141 @@ __device__ inline void add_product(float d[4], const SplitRows& a, float b0, flo
   mma_tf32(d, a.high, first.high, second.high);
 }
 
-// Floats from row to row in shared memory: neighbours are half of the banks apart.
-__host__ __device__ constexpr int tile_stride(int head_dim) {
-  return head_dim + (48 - head_dim % 32) % 32;
-}
-
-// Shared memory of a block.
-struct TileMemory {
-  float* rows;     // [kTileRows, stride]
-  float* weights;  // [max(kTileVectors, features), kWeightStride], of vectors for rows
-  float* lines;    // [4, kTileRows] numbers of a row, of the warps
-  int stride;
-
-  __device__ TileMemory(float* shared, int head_dim, int features) {
-    stride = tile_stride(head_dim);
-    rows = shared;
-    weights = rows + kTileRows * stride;
-    lines = weights + max(kTileVectors, features) * kWeightStride;
-  }
+// How stored pairs lie in shared memory: float16 as it is, all else as floats.
+template <PairType type>
+struct Staged {
+  using Element = float;
 };
-
-inline int64_t tile_memory_bytes(int64_t head_dim, int64_t features) {
-  return 4 * (kTileRows * tile_stride(static_cast<int>(head_dim)) +
-              std::max<int64_t>(kTileVectors, features) * kWeightStride + 4 * kTileRows);
-}
-
-// Columns of rows in shared memory: those past head_dim are zero.
-__device__ inline int tile_columns(int head_dim) {
-  return (head_dim + kStepColumns - 1) / kStepColumns * kStepColumns;
-}
-
-// m.rows = row(r) [head_dim], float32, of the first `count` rows; zero for the others. A warp has
-// four.
-template <typename Row>
-__device__ inline void load_rows(const TileMemory& m, int head_dim, int count, const Row& row) {
-  constexpr int kRows = kTileRows * 32 / kTileThreads;
-  const int first = threadIdx.x / 32 * kRows;
-  for (int c = threadIdx.x % 32; c < tile_columns(head_dim); c += 32) {
-    float x[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) x[r] = row(min(first + r, count - 1))[min(c, head_dim - 1)];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      m.rows[(first + r) * m.stride + c] = first + r < count && c < head_dim ? x[r] : 0.0f;
-    }
-  }
-}
-
+template <>
+struct Staged<PairType::kF16> {
+  using Element = __half;
+};
 __device__ inline float4 four_at(const float* from) {
   return *reinterpret_cast<const float4*>(from);
 }
+__device__ inline float4 four_at(const __half* from) {
+  return load_four<PairType::kF16>(reinterpret_cast<const uint8_t*>(from), 0);
+}
 
-// product[i][j] = row (part.row + 8 i) . vector (part.vector(j)) of the first `count` vectors;
-// vector(v) gives what reads four of its values. exact: tf32 holds the vectors. A vector is read
-// once, by one warp: nothing would be gained by sharing it.
-template <bool exact, typename Vector>
-__device__ inline void tile_product(const TileMemory& m, const LanePart& part, int head_dim,
-                                    int count, const Vector& vector, float product[2][8]) {
-  float sums[4][4] = {};
-  const int first = static_cast<int>(threadIdx.x) / 32 * 32;
-  const auto vector_of = [&](int tile) {
-    return vector(min(first + tile * 8 + part.row, count - 1));
-  };
-  const decltype(vector_of(0)) vectors[4] = {vector_of(0), vector_of(1), vector_of(2),
-                                             vector_of(3)};
-  const float* rows = m.rows + part.row * m.stride + part.quarter * 4;
-#pragma unroll 4
-  for (int c = 0; c < (first < count ? head_dim : 0); c += kStepColumns) {
-    const float4 a = four_at(rows + c), b = four_at(rows + 8 * m.stride + c);
+// Elements from row to row of what add_dots() reads, and columns that it reads: those past head_dim
+// are zero.
+template <typename Element>
+__host__ __device__ constexpr int dots_stride(int head_dim) {
+  const int banks = 128 / static_cast<int>(sizeof(Element));  // elements in them
+  return head_dim + (banks + 16 - head_dim % banks) % banks;
+}
+__host__ __device__ constexpr int dots_columns(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Elements from row to row of what add_weighted() reads.
+template <typename Element>
+__host__ __device__ constexpr int weighted_stride(int head_dim) {
+  return sizeof(Element) == 4 ? head_dim + 4 : head_dim + (32 + 8 - head_dim % 32) % 32;
+}
+
+// dots[t] += the warp's 16 rows times 8 vectors of tile t. exact: tf32 holds the vectors.
+template <int kTiles, bool exact, typename Element>
+__device__ inline void add_dots(const Lane& lane, const float* rows, int rows_stride,
+                                const Element* vectors, int stride, int columns,
+                                float (&dots)[kTiles][4]) {
+  const float* own = rows + lane.row * rows_stride + lane.quarter * 4;
+  const Element* vector = vectors + lane.row * stride + lane.quarter * 4;
+#pragma unroll 2
+  for (int c = 0; c < columns; c += 16) {
+    const float4 a = four_at(own + c), b = four_at(own + 8 * rows_stride + c);
     const SplitRows one = split_rows(a.x, b.x, a.y, b.y), two = split_rows(a.z, b.z, a.w, b.w);
 #pragma unroll
-    for (int tile = 0; tile < 4; ++tile) {
-      const float4 x = vectors[tile](min(c + part.quarter * 4, head_dim - 4));
-      add_product<exact>(sums[tile], one, x.x, x.y);
-      add_product<exact>(sums[tile], two, x.z, x.w);
+    for (int t = 0; t < kTiles; ++t) {
+      const float4 x = four_at(vector + t * 8 * stride + c);
+      add_product<exact>(dots[t], one, x.x, x.y);
+      add_product<exact>(dots[t], two, x.z, x.w);
     }
   }
-#pragma unroll
-  for (int i = 0; i < 16; ++i) product[i / 8][i % 8] = sums[i % 8 / 2][i / 8 * 2 + i % 2];
 }
 
-// sums += weights' vectors, for vectors that `vector(v, column)` gives as float4; exact: tf32 holds
-// them.
-template <bool exact, typename Vector>
-__device__ inline void add_weighted(const TileMemory& m, const LanePart& part, int head_dim,
-                                    int count, const Vector& vector, RowSums& sums) {
-#pragma unroll
-  for (int block = 0; block < kColumnBlocks; ++block) {
-    const int first = static_cast<int>(threadIdx.x) / 32 * 32 + block * kTileVectors;
-    if (first >= head_dim) continue;
-    // The 8 columns of the other factor are four apart: a lane reads what four products take.
-    const int column = min(first + part.row * 4, head_dim - 4);
-    float d[4][4];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) d[i / 4][i % 4] = sums.value[block][i % 4 / 2][i % 2 * 4 + i / 4];
-#pragma unroll 8
-    for (int v = part.quarter; v - part.quarter < count; v += 8) {
-      const int second = v + 4;
-      const float* w = m.weights + v * kWeightStride + part.row;
-      const float* u = w + 4 * kWeightStride;
-      const bool has = v < count, has_second = second < count;
-      const SplitRows a = split_rows(has ? w[0] : 0.0f, has ? w[8] : 0.0f, has_second ? u[0] : 0.0f,
-                                     has_second ? u[8] : 0.0f);
-      const float4 x = vector(min(v, count - 1), column),
-                   y = vector(min(second, count - 1), column);
-      add_product<exact>(d[0], a, x.x, y.x);
-      add_product<exact>(d[1], a, x.y, y.y);
-      add_product<exact>(d[2], a, x.z, y.z);
-      add_product<exact>(d[3], a, x.w, y.w);
-    }
-#pragma unroll
-    for (int i = 0; i < 16; ++i) sums.value[block][i % 4 / 2][i % 2 * 4 + i / 4] = d[i / 4][i % 4];
-  }
-}
+// Sums of weighted vectors: of a lane's two rows 8 neighbouring columns of each group.
+template <int kGroups>
+struct RowSums {
+  float part[kGroups][4][4];
 
-// Calls store(row, column, value) for each of a lane's sums.
-template <typename Store>
-__device__ inline void for_sums(const LanePart& part, int head_dim, const RowSums& sums,
-                                const Store& store) {
+  __device__ RowSums() : part{} {}
+  __device__ void scale(const float factor[2]) {
 #pragma unroll
-  for (int i = 0; i < kColumnBlocks * 16; ++i) {
-    const int column = part.columns + i / 16 * kTileVectors + i % 8;
-    if (column < head_dim)
-      store(part.row + i / 8 % 2 * 8, column, sums.value[i / 16][i / 8 % 2][i % 8]);
+    for (int i = 0; i < kGroups * 16; ++i) part[i / 16][i / 4 % 4][i % 4] *= factor[i % 4 / 2];
   }
-}
-
-// Each row combined over the 4 lanes that share it, and over the 4 warps; every lane gets its rows.
-template <typename Combine>
-__device__ inline void over_block(float value[2], const LanePart& part, float* lines,
-                                  const Combine& combine) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    for (int offset = 2; offset > 0; offset /= 2) {
-      value[i] = combine(value[i], __shfl_xor_sync(~0u, value[i], offset));
-    }
-  }
-  const int warp = threadIdx.x / 32;
-  if (part.quarter == 0) {
-    for (int i = 0; i < 2; ++i) lines[warp * kTileRows + part.row + 8 * i] = value[i];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    value[i] = lines[part.row + 8 * i];
-    for (int w = 1; w < 4; ++w)
-      value[i] = combine(value[i], lines[w * kTileRows + part.row + 8 * i]);
-  }
-  __syncthreads();
-}
-
-// Running softmax over tiles of pairs, of a lane's rows.
-struct ExactPart {
-  float max[2];
-  float sum[2];
-  RowSums y;
-
-  __device__ ExactPart() {
-    for (int i = 0; i < 2; ++i) max[i] = -INFINITY, sum[i] = 0.0f;
-  }
+  // Column 8 quarter + j of a group, of row row + 8 i.
+  __device__ float& at(int group, int i, int j) { return part[group][j % 4][i * 2 + j / 4]; }
+  __device__ float at(int group, int i, int j) const { return part[group][j % 4][i * 2 + j / 4]; }
 };
 
-// Pairs of a tile: key(v) and value(v) are their stored rows, row r sees the first visible(r) of
-// them.
-template <PairType type, typename Rows, typename Visible>
-__device__ inline void add_pairs(const TileMemory& m, const LanePart& part, int head_dim, int count,
-                                 const Rows& key, const Rows& value, const Visible& visible,
-                                 float scale, ExactPart& exact) {
-  constexpr bool kExact = type == PairType::kF16;
-  __syncthreads();
-  float logit[2][8], peak[2];
-  tile_product<kExact>(
-      m, part, head_dim, count,
-      [&](int v) { return [from = key(v)](int c) { return load_four<type>(from, c); }; }, logit);
+// sums += weights (16 rows by 8 vectors) times the vectors, columns from `first` on.
+template <int kGroups, bool exact, typename Element>
+__device__ inline void add_weighted(const Lane& lane, const SplitRows& weights,
+                                    const Element* vectors, int stride, int first, int head_dim,
+                                    RowSums<kGroups>& sums) {
+  const Element* vector = vectors + lane.quarter * 2 * stride;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    peak[i] = exact.max[i];
-    const int seen = min(count, visible(part.row + 8 * i));
+  for (int group = 0; group < kGroups; ++group) {
+    if (first + group * kGroupColumns >= head_dim) break;
+    const int column = min(first + group * kGroupColumns + lane.row * 4, head_dim - 4);
+    const float4 x = four_at(vector + column), y = four_at(vector + stride + column);
+    add_product<exact>(sums.part[group][0], weights, x.x, y.x);
+    add_product<exact>(sums.part[group][1], weights, x.y, y.y);
+    add_product<exact>(sums.part[group][2], weights, x.z, y.z);
+    add_product<exact>(sums.part[group][3], weights, x.w, y.w);
+  }
+}
+
+// Over the four lanes that share rows.
+template <typename Combine>
+__device__ inline void over_row(float value[2], const Combine& combine) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      logit[i][j] = part.vector(j) < seen ? logit[i][j] * scale : -INFINITY;
-      peak[i] = fmaxf(peak[i], logit[i][j]);
+  for (int i = 0; i < 4; ++i) {
+    value[i % 2] = combine(value[i % 2], __shfl_xor_sync(~0u, value[i % 2], i < 2 ? 1 : 2));
+  }
+}
+
+// 16 bytes on their way to shared memory, or zeros.
+__device__ inline void copy_ahead(void* to, const void* from, bool there) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
+// The same of one float.
+__device__ inline void copy_float_ahead(float* to, const float* from, bool there) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from),
+               "r"(there ? 4 : 0)
+               : "memory");
+}
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the latest `groups` of copies are there; for a block, before a barrier.
+template <int groups>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+// to [rows, stride] = columns [0, columns) of the stored rows row(r) of the first `count` >= 1,
+// which have `width`; zero for others. Float16 is copied or becomes floats. Half a warp takes a
+// row.
+template <PairType type, typename Element, typename Row>
+__device__ inline void stage_rows(Element* to, int stride, int columns, int width, int rows,
+                                  int count, const Row& row) {
+  constexpr int kUnit = 16 / sizeof(Element);
+#pragma unroll 2
+  for (int r = threadIdx.x / 16; r < rows; r += blockDim.x / 16) {
+    const uint8_t* from = row(min(r, count - 1));
+#pragma unroll 1
+    for (int c = threadIdx.x % 16 * kUnit; c < columns; c += 16 * kUnit) {
+      const bool there = r < count && c < width;
+      Element* at = to + r * stride + c;
+      if constexpr (type == PairType::kF32 || sizeof(Element) == 2) {
+        copy_ahead(at, from + (there ? c * sizeof(Element) : 0), there);
+      } else {
+        *reinterpret_cast<float4*>(at) = there ? load_four<type>(from, c) : float4{};
+      }
     }
   }
-  over_block(peak, part, m.lines, [](float a, float b) { return fmaxf(a, b); });
-  float rescale[2], added[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    rescale[i] = exact.max[i] == -INFINITY ? 0.0f : expf(exact.max[i] - peak[i]);
-    exact.max[i] = peak[i];
-    added[i] = 0.0f;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float w = logit[i][j] == -INFINITY ? 0.0f : expf(logit[i][j] - peak[i]);
-      m.weights[part.vector(j) * kWeightStride + part.row + 8 * i] = w;
-      added[i] += w;
-    }
-  }
-  over_block(added, part, m.lines, [](float a, float b) { return a + b; });
-#pragma unroll
-  for (int i = 0; i < 2; ++i) exact.sum[i] = exact.sum[i] * rescale[i] + added[i];
-  exact.y.scale(rescale);
-  add_weighted<kExact>(
-      m, part, head_dim, count, [&](int v, int c) { return load_four<type>(value(v), c); },
-      exact.y);
 }
 
 }  // namespace lola

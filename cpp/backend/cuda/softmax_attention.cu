@@ -1,3 +1,4 @@
+#include "backend/cuda/exact_rows.cuh"
 #include "backend/cuda/one_row.cuh"
 #include "backend/cuda/softmax_attention.cuh"
 
@@ -8,69 +9,67 @@ constexpr int kAppendWarps = 8;
 constexpr int kSplits = 32;        // ranges of a cache that one query is answered from
 constexpr int kRangePairs = 1024;  // of a range, at a time
 
-static_assert(kKvPageTokens % kTileVectors == 0, "a tile of pairs lies in one page");
 static_assert(kRangePairs % kKvPageTokens == 0);
 constexpr int kRangePages = kRangePairs / kKvPageTokens + 1;  // that a range may touch
 
 // A warp per stored row.
-template <PairType type, bool paged>
+template <PairType type, PairTarget target>
 __global__ void append_kernel(const __grid_constant__ PairRing ring, const DevicePiece* pieces,
-                              const __grid_constant__ AttentionRows rows) {
+                              const __grid_constant__ AttentionRows rows, uint8_t* pass) {
   wait_for_previous_kernel();
-  const DevicePiece piece = pieces[blockIdx.y];
+  const DevicePiece& piece = pieces[blockIdx.y];
   const int i = blockIdx.x * kAppendWarps + threadIdx.x / 32;
   const int token = i / 2 / ring.kv_heads, kv_head = i / 2 % ring.kv_heads;
   if (token >= piece.tokens) return;
-  const int64_t in = static_cast<int64_t>(piece.row + token) * ring.kv_heads + kv_head;
-  const int64_t at = piece.position + token;
-  uint8_t* memory = paged ? piece.pages[at / kKvPageTokens] : piece.memory;
-  uint8_t* row = ring_row(ring, memory, i % 2 == 0 ? ring.ring_k : ring.ring_v, kv_head,
-                          at % ring.ring_capacity);
-  store_row<type>((i % 2 == 0 ? rows.k : rows.v) + in * ring.head_dim, ring.head_dim,
-                  threadIdx.x % 32, row);
+  // Rows that later ones would overwrite.
+  if (target == PairTarget::kRing && token < piece.tokens - ring.ring_capacity) return;
+  const int64_t in_pass = piece.row + token, at = piece.position + token;
+  uint8_t* memory = target == PairTarget::kPages  ? piece.pages[at / kKvPageTokens]
+                    : target == PairTarget::kRing ? piece.memory
+                                                  : pass;
+  const int64_t slot = target == PairTarget::kPass ? in_pass : at % ring.ring_capacity;
+  uint8_t* row = ring_row(ring, memory, i % 2 == 0 ? ring.ring_k : ring.ring_v, kv_head, slot);
+  store_row<type>(
+      (i % 2 == 0 ? rows.k : rows.v) + (in_pass * ring.kv_heads + kv_head) * ring.head_dim,
+      ring.head_dim, threadIdx.x % 32, row);
 }
 
-// A block per 16 queries of one head.
-template <PairType type>
-__global__ void __launch_bounds__(kTileThreads)
+// A block per kRows queries of one head.
+template <PairType type, int kDim>
+__global__ void __launch_bounds__(RowTile<kDim>::kThreads, kDim <= 128 ? 2 : 1)
     many_kernel(const __grid_constant__ PairRing cache, const DevicePiece* pieces,
                 const __grid_constant__ AttentionRows rows,
                 const __grid_constant__ ProductCopy copy) {
-  extern __shared__ float shared[];
+  static_assert(kKvPageTokens % kPairsAtOnce<type, kDim> == 0, "a tile of pairs lies in one page");
+  extern __shared__ __align__(16) float shared[];
   wait_for_previous_kernel();
   const DevicePiece piece = pieces[blockIdx.z];
-  const int first = blockIdx.x * kTileRows, head = blockIdx.y, kv_head = head / cache.group;
+  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y;
   if (first >= piece.tokens) return;
-  const int d = cache.head_dim, tokens = min(kTileRows, piece.tokens - first);
-  const TileMemory m(shared, d, 0);
-  const LanePart part;
-  load_rows(m, d, tokens, [&](int r) {
-    return rows.q + ((static_cast<int64_t>(piece.row) + first + r) * cache.heads + head) * d;
+  const int d = cache.head_dim, tokens = min(RowTile<kDim>::kRows, piece.tokens - first);
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const int64_t row = piece.row + first;
+  const Lane lane;
+  const ExactMemory<type, kDim> m(shared, d);
+  load_rows<kDim>(m.rows, m.rows_stride, d, tokens, [&](int r) {
+    return reinterpret_cast<const uint8_t*>(rows.q + ((row + r) * cache.heads + head) * d);
   });
-  ExactPart exact;
-  const int64_t now = piece.position + first, end = now + tokens;
-  for (int64_t begin = 0; begin < end; begin += kTileVectors) {
-    uint8_t* page = piece.pages[begin / kKvPageTokens];
-    const int64_t slot = begin % kKvPageTokens;
-    const auto row = [&](int64_t offset) {
-      return [&cache, page, slot, kv_head, offset](int v) -> const uint8_t* {
-        return ring_row(cache, page, offset, kv_head, slot + v);
-      };
-    };
-    add_pairs<type>(
-        m, part, d, static_cast<int>(min(int64_t{kTileVectors}, end - begin)), row(cache.ring_k),
-        row(cache.ring_v),
-        [&](int r) { return static_cast<int>(min(int64_t{kTileVectors}, now + r + 1 - begin)); },
-        1.0f / sqrtf(static_cast<float>(d)), exact);
-  }
-  float weight[2];
-  for (int i = 0; i < 2; ++i) weight[i] = 1.0f / exact.sum[i];
-  exact.y.scale(weight);
+  const int before = static_cast<int>(piece.position) + first;
+  ExactRows<kDim> exact;
+  add_pairs<type, kDim>(
+      m, lane, d, before + tokens, warp_row < tokens,
+      [&](int i, bool value) -> const uint8_t* {
+        return ring_row(cache, piece.pages[i / kKvPageTokens], value ? cache.ring_v : cache.ring_k,
+                        head / cache.group, i % kKvPageTokens);
+      },
+      [&](int r) { return before + r + 1; }, exact);
   const AttentionOutput output{rows.out, copy, cache.heads * d};
-  for_sums(part, d, exact.y, [&](int r, int column, float value) {
-    if (r < tokens) output.put(piece.row + first + r, head * d + column, value);
-  });
-  for (int r = 0; r < tokens && head == 0; ++r) output.pad(piece.row + first + r);
+  if (warp_row < tokens) {
+    const float weight[2] = {1.0f / exact.sum[0], 1.0f / exact.sum[1]};
+    exact.y.scale(weight);
+    output.put_rows(lane, row + warp_row, tokens - warp_row, head * d, d, exact.y);
+  }
+  for (int r = 0; r < tokens && head == 0; ++r) output.pad(row + r);
 }
 
 // What one block knows of its range: y [head_dim], then the largest logit and the sum of weights.
@@ -174,12 +173,16 @@ __global__ void merge_kernel(const __grid_constant__ PairRing cache, const Devic
 }  // namespace
 
 void append_pairs(const Stream& stream, const PairRing& ring, const PieceSpan& pieces,
-                  const AttentionRows& rows, bool paged) {
+                  const AttentionRows& rows, PairTarget target, uint8_t* pass) {
   const int64_t stored = static_cast<int64_t>(pieces.most_tokens) * ring.kv_heads * 2;
+  const auto append = [&]<PairType type, PairTarget to>() {
+    launch(stream, append_kernel<type, to>, grid_of(ceil_div(stored, kAppendWarps), pieces.count),
+           kAppendWarps * 32, 0, ring, pieces.data, rows, pass);
+  };
   with_pair_type(ring.type, [&]<PairType type>() {
-    const auto kernel = paged ? append_kernel<type, true> : append_kernel<type, false>;
-    launch(stream, kernel, grid_of(ceil_div(stored, kAppendWarps), pieces.count), kAppendWarps * 32,
-           0, ring, pieces.data, rows);
+    if (target == PairTarget::kRing) append.template operator()<type, PairTarget::kRing>();
+    if (target == PairTarget::kPages) append.template operator()<type, PairTarget::kPages>();
+    if (target == PairTarget::kPass) append.template operator()<type, PairTarget::kPass>();
   });
 }
 
@@ -196,9 +199,12 @@ void softmax_attend(const Stream& stream, const PairRing& cache, const PieceSpan
       launch(stream, merge_kernel, grid_of(cache.heads, tasks.count), 128, 0, cache, tasks.data,
              partials, AttentionOutput{rows.out, copy, cache.heads * cache.head_dim});
     } else {
-      launch(stream, many_kernel<type>,
-             grid_of(ceil_div(tasks.most_tokens, kTileRows), cache.heads, tasks.count),
-             kTileThreads, tile_memory_bytes(cache.head_dim, 0), cache, tasks.data, rows, copy);
+      with_tile(cache.head_dim, [&]<int kDim>() {
+        launch(stream, many_kernel<type, kDim>,
+               grid_of(ceil_div(tasks.most_tokens, RowTile<kDim>::kRows), cache.heads, tasks.count),
+               RowTile<kDim>::kThreads, ExactMemory<type, kDim>::bytes(cache.head_dim), cache,
+               tasks.data, rows, copy);
+      });
     }
   });
 }
