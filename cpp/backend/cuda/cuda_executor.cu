@@ -255,7 +255,7 @@ class CudaExecutor final : public Executor {
 
   RunScratch scratch_of(const LolaView& view, const PlanRun& run, const LolaConfig& config,
                         int64_t tokens) {
-    const RunSizes sizes = run_sizes(view, run, config.chunk_size, tokens);
+    const RunSizes sizes = run_sizes(view, run, config, tokens);
     RunScratch scratch{};
     auto* memory = get<uint8_t>(run_scratch_, run_scratch(view, sizes, nullptr, scratch));
     run_scratch(view, sizes, memory, scratch);

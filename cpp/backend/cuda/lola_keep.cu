@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backend/cuda/lola_boundary.cuh"
+#include "memory/policies/policy_table.h"
 
 namespace lola {
 namespace {
@@ -107,12 +108,18 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-RunSizes run_sizes(const LolaView& view, const PlanRun& run, int64_t chunk, int64_t tokens) {
+RunSizes run_sizes(const LolaView& view, const PlanRun& run, const LolaConfig& config,
+                   int64_t tokens) {
   int64_t boundaries = 0;
   for (const PlanRun::Round& round : run.rounds)
     boundaries = std::max(boundaries, round.boundaries);
-  return {tokens,     run.feature_rows, view.sparse_capacity + chunk,
-          boundaries, run.versions,     run.attends_own ? 0 : run.versions};
+  return {.tokens = tokens,
+          .rows = run.feature_rows,
+          .most = view.sparse_capacity + config.chunk_size,
+          .boundaries = boundaries,
+          .versions = run.versions,
+          .states = run.attends_own ? 0 : run.versions,
+          .imagined = config.policy->recall_from == RecallFrom::kStateAfter ? boundaries : 0};
 }
 
 int64_t run_scratch(const LolaView& view, const RunSizes& sizes, uint8_t* memory,
@@ -131,7 +138,7 @@ int64_t run_scratch(const LolaView& view, const RunSizes& sizes, uint8_t* memory
   take(scratch.key_norms, heads * sizes.rows);
   take(scratch.head_scores, sizes.boundaries * heads * sizes.most);
   take(scratch.choice, sizes.boundaries * owners * kChoice * sizes.most);
-  take(scratch.imagined, sizes.boundaries * heads * state_floats(view));
+  take(scratch.imagined, sizes.imagined * heads * state_floats(view));
   take(scratch.caches, sizes.versions * owners * view.sparse_capacity);
   take(scratch.scores, sizes.versions * owners * view.sparse_capacity);
   take(scratch.states, sizes.states * heads * state_floats(view));

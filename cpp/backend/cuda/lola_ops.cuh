@@ -86,10 +86,12 @@ struct RunSizes {
   int64_t rows, most;
   int64_t boundaries;  // at once
   int64_t versions;
-  int64_t states;  // versions of the hidden states
+  int64_t states;    // versions of the hidden states
+  int64_t imagined;  // hidden states
 };
 
-RunSizes run_sizes(const LolaView& view, const PlanRun& run, int64_t chunk, int64_t tokens);
+RunSizes run_sizes(const LolaView& view, const PlanRun& run, const LolaConfig& config,
+                   int64_t tokens);
 // Lays it out from `memory` on; returns its bytes.
 int64_t run_scratch(const LolaView& view, const RunSizes& sizes, uint8_t* memory,
                     RunScratch& scratch);
