@@ -38,8 +38,8 @@ struct ExactMemory {
 // to [kRows, stride] = row(r) [head_dim], float32, of the first `count` rows; zero for the others.
 template <int kDim, typename Row>
 __device__ inline void load_rows(float* to, int stride, int head_dim, int count, const Row& row) {
-  stage_rows<PairType::kF32>(to, stride, dots_columns(head_dim), head_dim, RowTile<kDim>::kRows,
-                             count, row);
+  stage_rows<PairType::kF32, RowTile<kDim>::kThreads, RowTile<kDim>::kRows, kDim>(
+      to, stride, dots_columns(head_dim), head_dim, count, row);
 }
 
 // Running softmax over pairs, of a lane's two rows; `sum` is the lane's share.
@@ -108,8 +108,9 @@ __device__ inline void add_pairs(const ExactMemory<type, kDim>& m, const Lane& l
   const auto stage = [&](int begin, bool values) {
     const auto from = [&](int i) { return row(begin + i, values); };
     const int count = min(kPairs, pairs - begin);
-    stage_rows<type>(values ? m.v : m.k, values ? m.v_stride : m.k_stride,
-                     values ? head_dim : dots_columns(head_dim), head_dim, kPairs, count, from);
+    stage_rows<type, RowTile<kDim>::kThreads, kPairs, kDim>(
+        values ? m.v : m.k, values ? m.v_stride : m.k_stride,
+        values ? head_dim : dots_columns(head_dim), head_dim, count, from);
     end_copies();
   };
   stage(0, false);

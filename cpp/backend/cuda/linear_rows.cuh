@@ -17,12 +17,27 @@ __host__ __device__ constexpr int stage_floats(int head_dim) {
          kStageFeatures * (weighted_stride<float>(head_dim) + 1);
 }
 
+// Which rows and columns a warp answers where kColumnWarps share the rows of one.
+template <int kDim, int kColumnWarps>
+struct WarpPart {
+  static constexpr int kGroups = RowTile<kDim>::kGroups / kColumnWarps;
+  static constexpr int kThreads = RowTile<kDim>::kThreads * kColumnWarps;
+  int row, column;  // the first
+
+  __device__ WarpPart()
+      : row(static_cast<int>(threadIdx.x) / 32 % RowTile<kDim>::kWarps * kWarpRows),
+        column(static_cast<int>(threadIdx.x) / 32 / RowTile<kDim>::kWarps * kGroups *
+               kGroupColumns) {}
+};
+
 // y = phi'Hs and sum = phi's of a lane's rows, by a block. phi(r): where the features of row r of
 // the first `count` are, of feature_stride() floats. shared: kStages stages.
-template <int kDim, int kStages, typename Phi>
-__device__ inline void read_hidden(float* shared, const Lane& lane, const HiddenRows& hidden,
-                                   int features, int head_dim, int count, bool has_rows,
-                                   const Phi& phi, RowSums<RowTile<kDim>::kGroups>& y,
+template <int kDim, int kStages, int kColumnWarps, typename Phi>
+__device__ inline void read_hidden(float* shared, const Lane& lane,
+                                   const WarpPart<kDim, kColumnWarps>& part,
+                                   const HiddenRows& hidden, int features, int head_dim, int count,
+                                   const Phi& phi,
+                                   RowSums<WarpPart<kDim, kColumnWarps>::kGroups>& y,
                                    float sum[2]) {
   constexpr int kRows = RowTile<kDim>::kRows;
   const int stride = weighted_stride<float>(head_dim);
@@ -42,19 +57,17 @@ __device__ inline void read_hidden(float* shared, const Lane& lane, const Hidden
         copy_float_ahead(to + stage_floats<kDim>(head_dim) - kStageFeatures + threadIdx.x,
                          s + min(j, features - 1), j < features);
       }
-      stage_rows<PairType::kF32>(to + kRows * kPhiStride, stride, head_dim, head_dim,
-                                 kStageFeatures, min(kStageFeatures, features - begin), [&](int j) {
-                                   return reinterpret_cast<const uint8_t*>(
-                                       state + static_cast<int64_t>(begin + j) * head_dim);
-                                 });
-      stage_rows<PairType::kF32>(
-          to, kPhiStride, kStageFeatures, feature_stride(features) - begin, kRows, count,
+      stage_rows<PairType::kF32, part.kThreads, kStageFeatures, kDim>(
+          to + kRows * kPhiStride, stride, head_dim, head_dim,
+          min(kStageFeatures, features - begin),
+          [&](int j) { return reinterpret_cast<const uint8_t*>(state + (begin + j) * head_dim); });
+      stage_rows<PairType::kF32, part.kThreads, kRows, kStageFeatures>(
+          to, kPhiStride, kStageFeatures, feature_stride(features) - begin, count,
           [&](int r) { return reinterpret_cast<const uint8_t*>(phi(r) + begin); });
     }
     end_copies();
   };
   sum[0] = sum[1] = 0.0f;
-  const int first = static_cast<int>(threadIdx.x) / 32 * kWarpRows + lane.row;
 #pragma unroll
   for (int step = 0; step + 1 < kStages; ++step) stage(step);
 #pragma unroll 1
@@ -62,16 +75,16 @@ __device__ inline void read_hidden(float* shared, const Lane& lane, const Hidden
     wait_for_copies<kStages - 2>();
     __syncthreads();
     stage(step + kStages - 1);
-    if (!has_rows) continue;
-    const float *own = stage_of(step) + first * kPhiStride + lane.quarter * 2,
+    if (part.row >= count || part.column >= head_dim) continue;
+    const float *own = stage_of(step) + (part.row + lane.row) * kPhiStride + lane.quarter * 2,
                 *state = stage_of(step) + kRows * kPhiStride,
                 *s = state + kStageFeatures * stride + lane.quarter * 2;
 #pragma unroll 2
     for (int j = 0; j < kStageFeatures; j += 8) {
       const float2 a = *reinterpret_cast<const float2*>(own + j);
       const float2 b = *reinterpret_cast<const float2*>(own + 8 * kPhiStride + j);
-      add_weighted<RowTile<kDim>::kGroups, false>(lane, split_rows(a.x, b.x, a.y, b.y),
-                                                  state + j * stride, stride, 0, head_dim, y);
+      add_weighted<part.kGroups, false>(lane, split_rows(a.x, b.x, a.y, b.y), state + j * stride,
+                                        stride, part.column, head_dim, y);
       sum[0] += a.x * s[j] + a.y * s[j + 1];
       sum[1] += b.x * s[j] + b.y * s[j + 1];
     }

@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(RowTile<kDim>::kThreads, kDim <= 128 ? 2 : 1)
   if (piece.absorbed > 0) {
     const int stride = feature_stride(view.features);
     const float* features = scratch.query_features + (head * scratch.tokens + row) * stride;
-    read_hidden<kDim, kStages>(
-        shared, lane, hidden_of(view, piece.memory, scratch, piece.version, head), view.features, d,
-        tokens, has_rows, [&](int r) { return features + r * stride; }, linear, linear_sum);
+    read_hidden<kDim, kStages, 1>(
+        shared, lane, {}, hidden_of(view, piece.memory, scratch, piece.version, head),
+        view.features, d, tokens, [&](int r) { return features + r * stride; }, linear, linear_sum);
   }
   const AttentionOutput output{rows.out, copy, view.heads * d};
   if (has_rows) {

@@ -41,9 +41,9 @@ __device__ inline void map_rows(const MapMemory<kRows>& m, const FeatureMap& map
 #pragma unroll 1
   for (int begin = 0; begin < f; begin += kMapVectors) {
     const int count = min(kMapVectors, f - begin);
-    stage_rows<PairType::kF32>(m.w, m.stride, columns, head_dim, kMapVectors, count, [&](int j) {
-      return reinterpret_cast<const uint8_t*>(w + static_cast<int64_t>(begin + j) * head_dim);
-    });
+    stage_rows<PairType::kF32, 2 * kRows, kMapVectors, kMaxHeadDim>(
+        m.w, m.stride, columns, head_dim, count,
+        [&](int j) { return reinterpret_cast<const uint8_t*>(w + (begin + j) * head_dim); });
     end_copies();
     wait_for_copies<0>();
     __syncthreads();
@@ -91,9 +91,10 @@ __global__ void __launch_bounds__(2 * kRows)
   const int count = min(kRows, task.tokens - first);
   const int64_t row = task.row + first;
   const MapMemory<kRows> m(shared, d, view.features);
-  stage_rows<PairType::kF32>(m.rows, m.stride, dots_columns(d), d, kRows, count, [&](int r) {
-    return reinterpret_cast<const uint8_t*>(rows.q + ((row + r) * view.heads + head) * d);
-  });
+  stage_rows<PairType::kF32, 2 * kRows, kRows, kMaxHeadDim>(
+      m.rows, m.stride, dots_columns(d), d, count, [&](int r) {
+        return reinterpret_cast<const uint8_t*>(rows.q + ((row + r) * view.heads + head) * d);
+      });
   map_rows(m, view.map, view.query_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
   store_features(
       m, view.features, count,
@@ -113,9 +114,10 @@ __global__ void __launch_bounds__(2 * kRows)
   const int count = min(kRows, chain.pairs - first);
   const Owner owner(view, view.owner_of(head));
   const MapMemory<kRows> m(shared, d, view.features);
-  stage_rows<type>(m.rows, m.stride, dots_columns(d), d, kRows, count, [&](int r) {
-    return numbered_row(view, scratch, chain.memory, chain.numbers, owner, first + r, false);
-  });
+  stage_rows<type, 2 * kRows, kRows, kMaxHeadDim>(
+      m.rows, m.stride, dots_columns(d), d, count, [&](int r) {
+        return numbered_row(view, scratch, chain.memory, chain.numbers, owner, first + r, false);
+      });
   map_rows(m, view.map, view.key_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
   const int64_t to = head * scratch.rows + chain.feature_row + first;
   store_features(m, view.features, count,

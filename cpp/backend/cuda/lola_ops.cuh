@@ -61,7 +61,11 @@ void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan
                      const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
                      const OneScratch& scratch);
 
-constexpr int kChoice = 3;  // numbers of an eligible pair, while owners choose
+// What owners note of each eligible pair while they choose, and for how many there is room.
+constexpr int kChoice = 3;
+__host__ __device__ constexpr int64_t padded_choice(int64_t pairs) {
+  return (pairs + 31) / 32 * 32;
+}
 
 // Memory that a run shares. Features have feature_stride() floats, the last of them zeros.
 struct RunScratch {
@@ -70,7 +74,8 @@ struct RunScratch {
   float* key_features;       // of the pairs eligible in the run [heads, rows, stride]
   float* key_norms;          // their squares [heads, rows]
   float* head_scores;        // [boundaries, heads, most]
-  int* choice;               // [boundaries, owners, kChoice, most], where blocks have no room
+  int* choice;               // [boundaries, owners, kChoice, padded_choice(most)], where blocks
+                             // have no room
   float* imagined;           // hidden states with all absorbed [boundaries, heads, state_floats]
   int* caches;               // numbers of the pairs that stay exact [versions, owners, capacity]
   float* scores;             // theirs [versions, owners, capacity]

@@ -33,16 +33,17 @@ struct SettleMemory {
       : phi(shared),
         v(reinterpret_cast<Element*>(phi + kPairs * kPhiStride)),
         stride(weighted_stride<Element>(head_dim)) {
-    int* choice = scratch.most <= kSharedChoice ? reinterpret_cast<int*>(v + kPairs * stride)
-                                                : scratch.choice + owner * kChoice * scratch.most;
+    int* choice = scratch.most <= kSharedChoice
+                      ? reinterpret_cast<int*>(v + kPairs * stride)
+                      : scratch.choice + owner * kChoice * padded_choice(scratch.most);
     keys = reinterpret_cast<uint32_t*>(choice);
-    numbers = choice + scratch.most;
-    lost = numbers + scratch.most;
+    numbers = choice + padded_choice(scratch.most);
+    lost = numbers + padded_choice(scratch.most);
   }
   static int64_t bytes(int head_dim, int64_t most) {
     return 4 * kPairs * kPhiStride +
            kPairs * weighted_stride<Element>(head_dim) * static_cast<int64_t>(sizeof(Element)) +
-           (most <= kSharedChoice ? 4 * kChoice * most : 0);
+           (most <= kSharedChoice ? 4 * kChoice * padded_choice(most) : 0);
   }
 };
 
@@ -55,27 +56,26 @@ __device__ inline float score_of_key(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
-// How many of keys [count] are at least `least`; by the whole block.
-__device__ inline int count_from(const uint32_t* keys, int count, uint32_t least) {
-  if (count <= kThreads) {
-    return __syncthreads_count(threadIdx.x < count && keys[threadIdx.x] >= least);
-  }
+// How many of keys [begin, end) are larger than `than`; multiples of 4.
+__device__ inline int count_larger(const uint32_t* keys, int begin, int end, uint32_t than) {
   int found = 0;
-  for (int begin = 0; begin < count; begin += kThreads) {
-    const int i = begin + static_cast<int>(threadIdx.x);
-    found += __syncthreads_count(i < count && keys[i] >= least);
+#pragma unroll 4
+  for (int j = begin; j < end; j += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
+    found += (four.x > than) + (four.y > than) + (four.z > than) + (four.w > than);
   }
   return found;
 }
 
-// The wanted-th largest key.
-__device__ inline uint32_t nth_key(const uint32_t* keys, int count, int wanted) {
-  uint32_t found = 0;
-#pragma unroll 1
-  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
-    if (count_from(keys, count, found | bit) >= wanted) found |= bit;
-  }
-  return found;
+// How many of keys [count] rank above key i: the larger ones and, of equal ones, the older. Past
+// count, to a multiple of 32, they are 0.
+__device__ inline int rank_of(const uint32_t* keys, int count, int i) {
+  const uint32_t own = keys[i];
+  const int near = i / 32 * 32;  // of this warp
+  int above = count_larger(keys, 0, near, own - 1) +
+              count_larger(keys, near + 32, padded_choice(count), own);
+  for (int j = near; j < near + 32; ++j) above += keys[j] > own || (keys[j] == own && j < i);
+  return above;
 }
 
 // How many threads before this one have `is`, and in all (total).
@@ -101,13 +101,13 @@ __device__ inline void load_keys(const LolaView& view, const RunScratch& scratch
   const float* scores =
       scratch.head_scores +
       (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
+  for (int i = threadIdx.x; i < padded_choice(count); i += kThreads) {
     float best = -INFINITY;
-    for (int h = 0; h < heads; ++h) {
+    for (int h = 0; h < heads && i < count; ++h) {
       const float score = scores[h * scratch.most + i];
       if (score > best) best = score;  // never true of a NaN
     }
-    keys[i] = rank_key(best);
+    keys[i] = i < count ? rank_key(best) : 0;
   }
   __syncthreads();
 }
@@ -125,30 +125,21 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
   for (int i = threadIdx.x; i < count; i += kThreads) {
     m.numbers[i] = eligible_number(view, scratch, boundary, owner, i);
   }
-  uint32_t least = capacity > 0 ? 0 : UINT32_MAX;
-  int equals = 0;  // that are kept
-  if (compete) {
-    load_keys(view, scratch, blockIdx.z, owner, count, m.keys);
-    least = nth_key(m.keys, count, capacity);
-    equals = capacity - count_from(m.keys, count, least + 1);
-  }
+  if (compete) load_keys(view, scratch, blockIdx.z, owner, count, m.keys);
   const int64_t next = cache_part(view, boundary.to, owner);
-  int all_lost = 0, all_equal = 0;
+  int all_lost = 0;
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kThreads) {
     const int i = begin + static_cast<int>(threadIdx.x);
-    const uint32_t key = compete && i < count ? m.keys[i] : 1;
+    const bool keeps = i < count && (compete ? rank_of(m.keys, count, i) < capacity : capacity > 0);
     int total;
-    const int equal = all_equal + count_before(compete && key == least, warps, total);
-    all_equal += total;
-    const bool keeps = key > least || (compete && key == least && equal < equals);
     const int lost = all_lost + count_before(i < count && !keeps, warps, total);
     all_lost += total;
     if (i >= count) continue;
     if (!keeps) m.lost[lost] = m.numbers[i];
     if (keeps && writes) {
       scratch.caches[next + i - lost] = m.numbers[i];
-      scratch.scores[next + i - lost] = compete ? score_of_key(key) : 0.0f;
+      scratch.scores[next + i - lost] = compete ? score_of_key(m.keys[i]) : 0.0f;
     }
   }
   __syncthreads();
@@ -238,12 +229,12 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kPairs) {
     const int pairs = min(kPairs, count - begin);
-    stage_rows<PairType::kF32>(
-        m.phi, kPhiStride, kFeatures, stride - first, kPairs, pairs, [&](int p) {
+    stage_rows<PairType::kF32, kThreads, kPairs, kFeatures>(
+        m.phi, kPhiStride, kFeatures, stride - first, pairs, [&](int p) {
           return reinterpret_cast<const uint8_t*>(features +
                                                   static_cast<int64_t>(number(begin + p)) * stride);
         });
-    stage_rows<type>(m.v, m.stride, d, d, kPairs, pairs, [&](int p) {
+    stage_rows<type, kThreads, kPairs, kDim>(m.v, m.stride, d, d, pairs, [&](int p) {
       return numbered_row(view, scratch, boundary.memory, boundary.numbers, owner,
                           number(begin + p), true);
     });

@@ -74,13 +74,23 @@ __device__ inline SplitRows split_rows(float a0, float a1, float a2, float a3) {
   return rows;
 }
 
-// d += a b. exact: tf32 holds b as it is.
-template <bool exact>
-__device__ inline void add_product(float d[4], const SplitRows& a, float b0, float b1) {
-  const Split first = split(b0), second = split(b1);
-  mma_tf32(d, a.low, first.high, second.high);
-  if constexpr (!exact) mma_tf32(d, a.high, first.low, second.low);
-  mma_tf32(d, a.high, first.high, second.high);
+// d[i] += a b[i]. exact: tf32 holds b as it is. Products that add to the same sums are kept apart
+// (and volatile, or the compiler brings them together): each waits for the one before.
+template <int count, bool exact>
+__device__ inline void add_products(float (*d)[4], const SplitRows& a, const float (&b0)[count],
+                                    const float (&b1)[count]) {
+  Split first[count], second[count];
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    first[i] = exact ? Split{__float_as_uint(b0[i]), 0} : split(b0[i]);
+    second[i] = exact ? Split{__float_as_uint(b1[i]), 0} : split(b1[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i) mma_tf32(d[i], a.low, first[i].high, second[i].high);
+#pragma unroll
+  for (int i = 0; i < count && !exact; ++i) mma_tf32(d[i], a.high, first[i].low, second[i].low);
+#pragma unroll
+  for (int i = 0; i < count; ++i) mma_tf32(d[i], a.high, first[i].high, second[i].high);
 }
 
 // How stored pairs lie in shared memory: float16 as it is, all else as floats.
@@ -119,6 +129,7 @@ template <int kTiles, bool exact, typename Element>
 __device__ inline void add_dots(const Lane& lane, const float* rows, int rows_stride,
                                 const Element* vectors, int stride, int columns,
                                 float (&dots)[kTiles][4]) {
+  constexpr int kAtOnce = kTiles < 4 ? kTiles : 4;
   const float* own = rows + lane.row * rows_stride + lane.quarter * 4;
   const Element* vector = vectors + lane.row * stride + lane.quarter * 4;
 #pragma unroll 2
@@ -126,10 +137,15 @@ __device__ inline void add_dots(const Lane& lane, const float* rows, int rows_st
     const float4 a = four_at(own + c), b = four_at(own + 8 * rows_stride + c);
     const SplitRows one = split_rows(a.x, b.x, a.y, b.y), two = split_rows(a.z, b.z, a.w, b.w);
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const float4 x = four_at(vector + t * 8 * stride + c);
-      add_product<exact>(dots[t], one, x.x, x.y);
-      add_product<exact>(dots[t], two, x.z, x.w);
+    for (int t = 0; t < kTiles; t += kAtOnce) {
+      float x[4][kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float4 four = four_at(vector + (t + i) * 8 * stride + c);
+        x[0][i] = four.x, x[1][i] = four.y, x[2][i] = four.z, x[3][i] = four.w;
+      }
+      add_products<kAtOnce, exact>(dots + t, one, x[0], x[1]);
+      add_products<kAtOnce, exact>(dots + t, two, x[2], x[3]);
     }
   }
 }
@@ -160,10 +176,8 @@ __device__ inline void add_weighted(const Lane& lane, const SplitRows& weights,
     if (first + group * kGroupColumns >= head_dim) break;
     const int column = min(first + group * kGroupColumns + lane.row * 4, head_dim - 4);
     const float4 x = four_at(vector + column), y = four_at(vector + stride + column);
-    add_product<exact>(sums.part[group][0], weights, x.x, y.x);
-    add_product<exact>(sums.part[group][1], weights, x.y, y.y);
-    add_product<exact>(sums.part[group][2], weights, x.z, y.z);
-    add_product<exact>(sums.part[group][3], weights, x.w, y.w);
+    const float first_row[4] = {x.x, x.y, x.z, x.w}, second_row[4] = {y.x, y.y, y.z, y.w};
+    add_products<4, exact>(sums.part[group], weights, first_row, second_row);
   }
 }
 
@@ -197,20 +211,25 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
-// to [rows, stride] = columns [0, columns) of the stored rows row(r) of the first `count` >= 1,
-// which have `width`; zero for others. Float16 is copied or becomes floats. Half a warp takes a
-// row.
-template <PairType type, typename Element, typename Row>
-__device__ inline void stage_rows(Element* to, int stride, int columns, int width, int rows,
-                                  int count, const Row& row) {
-  constexpr int kUnit = 16 / sizeof(Element);
-#pragma unroll 2
-  for (int r = threadIdx.x / 16; r < rows; r += blockDim.x / 16) {
+// to [kRows, stride] = columns [0, columns) of the stored rows row(r) of the first `count` >= 1,
+// which have `width`; zero for others. Float16 is copied or becomes floats. By a block of kThreads.
+template <PairType type, int kThreads, int kRows, int kMostColumns, typename Element, typename Row>
+__device__ inline void stage_rows(Element* to, int stride, int columns, int width, int count,
+                                  const Row& row) {
+  constexpr int kUnit = 16 / sizeof(Element), kUnits = kMostColumns / kUnit;
+  constexpr int kLanes = kUnits < 16 ? kUnits : 16;  // of a row
+  const int lane = static_cast<int>(threadIdx.x) % kLanes * kUnit;
+#pragma unroll 4
+  for (int begin = 0; begin < kRows; begin += kThreads / kLanes) {
+    const int r = begin + static_cast<int>(threadIdx.x) / kLanes;
+    if (kRows % (kThreads / kLanes) != 0 && r >= kRows) break;
     const uint8_t* from = row(min(r, count - 1));
-#pragma unroll 1
-    for (int c = threadIdx.x % 16 * kUnit; c < columns; c += 16 * kUnit) {
+#pragma unroll
+    for (int n = 0; n < kUnits / kLanes; ++n) {
+      const int c = lane + n * kLanes * kUnit;
       const bool there = r < count && c < width;
       Element* at = to + r * stride + c;
+      if (c >= columns) continue;
       if constexpr (type == PairType::kF32 || sizeof(Element) == 2) {
         copy_ahead(at, from + (there ? c * sizeof(Element) : 0), there);
       } else {
