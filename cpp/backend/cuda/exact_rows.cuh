@@ -96,8 +96,20 @@ struct ExactRows {
   }
 };
 
-// All of a block's pairs. row(i, v): where pair i is stored, its key or its value (v). Row r of the
-// block sees the first seen(r) of them. m.rows is on its way; at the end nobody reads m any more.
+// A tile of pairs, keys or values, on its way to shared memory. row(i, value): where pair i of
+// `pairs` is stored.
+template <PairType type, int kDim, typename Row>
+__device__ inline void load_pairs(const ExactMemory<type, kDim>& m, int head_dim, int begin,
+                                  int pairs, bool value, const Row& row) {
+  constexpr int kPairs = kPairsAtOnce<type, kDim>;
+  stage_rows<type, RowTile<kDim>::kThreads, kPairs, kDim>(
+      value ? m.v : m.k, value ? m.v_stride : m.k_stride, value ? head_dim : dots_columns(head_dim),
+      head_dim, min(kPairs, pairs - begin), [&](int i) { return row(begin + i, value); });
+  end_copies();
+}
+
+// All of a block's pairs. Row r of the block sees the first seen(r) of them. m.rows is on its way;
+// at the end nobody reads m any more.
 template <PairType type, int kDim, typename Row, typename Seen>
 __device__ inline void add_pairs(const ExactMemory<type, kDim>& m, const Lane& lane, int head_dim,
                                  int pairs, bool has_rows, const Row& row, const Seen& seen,
@@ -105,18 +117,10 @@ __device__ inline void add_pairs(const ExactMemory<type, kDim>& m, const Lane& l
   constexpr int kPairs = kPairsAtOnce<type, kDim>;
   const float scale = 1.0f / sqrtf(static_cast<float>(head_dim));
   const int first = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
-  const auto stage = [&](int begin, bool values) {
-    const auto from = [&](int i) { return row(begin + i, values); };
-    const int count = min(kPairs, pairs - begin);
-    stage_rows<type, RowTile<kDim>::kThreads, kPairs, kDim>(
-        values ? m.v : m.k, values ? m.v_stride : m.k_stride,
-        values ? head_dim : dots_columns(head_dim), head_dim, count, from);
-    end_copies();
-  };
-  stage(0, false);
+  load_pairs(m, head_dim, 0, pairs, false, row);
 #pragma unroll 1
   for (int begin = 0; begin < pairs; begin += kPairs) {
-    stage(begin, true);
+    load_pairs(m, head_dim, begin, pairs, true, row);
     wait_for_copies<1>();
     __syncthreads();
     typename ExactRows<kDim>::template Weights<type> weights;
@@ -126,17 +130,13 @@ __device__ inline void add_pairs(const ExactMemory<type, kDim>& m, const Lane& l
                                                    dots_columns(head_dim), weights.of);
     }
     __syncthreads();
-    const int next = begin + kPairs;
-    if (next < pairs) stage(next, false);
+    const bool more = begin + kPairs < pairs;
+    if (more) load_pairs(m, head_dim, begin + kPairs, pairs, false, row);
     if (has_rows) {
       const int sees[2] = {seen(first + lane.row) - begin, seen(first + lane.row + 8) - begin};
       exact.weigh(lane, sees, scale, weights);
     }
-    if (next < pairs) {
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
+    more ? wait_for_copies<1>() : wait_for_copies<0>();
     __syncthreads();
     if (has_rows) exact.add(lane, m, head_dim, weights);
     __syncthreads();

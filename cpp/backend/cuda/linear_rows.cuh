@@ -9,8 +9,8 @@ namespace lola {
 constexpr int kStageFeatures = 32;
 constexpr int kPhiStride = kStageFeatures + 8;  // floats, of a row in shared memory
 
-// One stage of shared memory: features [kRows, kPhiStride], then rows of Hs [kStageFeatures,
-// stride] and of s [kStageFeatures].
+// Floats of one stage of shared memory: features [kRows, kPhiStride], then rows of Hs
+// [kStageFeatures, stride] and of s [kStageFeatures].
 template <int kDim>
 __host__ __device__ constexpr int stage_floats(int head_dim) {
   return RowTile<kDim>::kRows * kPhiStride +
@@ -30,61 +30,81 @@ struct WarpPart {
                kGroupColumns) {}
 };
 
-// y = phi'Hs and sum = phi's of a lane's rows, by a block. phi(r): where the features of row r of
-// the first `count` are, of feature_stride() floats. shared: kStages stages.
+// A hidden state, and the features of rows, on their way through kStages stages of shared memory:
+// first the sums that are flushed, then those that are pending.
+template <int kDim, int kStages, int kThreads>
+struct HiddenStages {
+  static constexpr int kRows = RowTile<kDim>::kRows;
+  float* shared;
+  const HiddenRows& hidden;
+  int features, head_dim, stride, half, steps;
+
+  __device__ HiddenStages(float* stages, const HiddenRows& rows, int feature_count, int d)
+      : shared(stages),
+        hidden(rows),
+        features(feature_count),
+        head_dim(d),
+        stride(weighted_stride<float>(d)),
+        half((feature_count + kStageFeatures - 1) / kStageFeatures),
+        steps(rows.pending_state == nullptr ? half : 2 * half) {}
+
+  __device__ float* phi(int step) const {
+    return shared + step % kStages * stage_floats<kDim>(head_dim);
+  }
+  __device__ float* state(int step) const { return phi(step) + kRows * kPhiStride; }
+  __device__ float* sum(int step) const { return state(step) + kStageFeatures * stride; }
+
+  template <typename Phi>
+  __device__ void load(int step, int count, const Phi& phi_of) const {
+    if (step < steps) {
+      const bool pending = step >= half;
+      const int begin = (pending ? step - half : step) * kStageFeatures;
+      const float* from = pending ? hidden.pending_state : hidden.state;
+      const int j = begin + static_cast<int>(threadIdx.x);
+      if (threadIdx.x < kStageFeatures) {
+        copy_float_ahead(sum(step) + threadIdx.x,
+                         (pending ? hidden.pending_sum : hidden.sum) + min(j, features - 1),
+                         j < features);
+      }
+      stage_rows<PairType::kF32, kThreads, kStageFeatures, kDim>(
+          state(step), stride, head_dim, head_dim, min(kStageFeatures, features - begin),
+          [&](int i) { return reinterpret_cast<const uint8_t*>(from + (begin + i) * head_dim); });
+      stage_rows<PairType::kF32, kThreads, kRows, kStageFeatures>(
+          phi(step), kPhiStride, kStageFeatures, feature_stride(features) - begin, count,
+          [&](int r) { return reinterpret_cast<const uint8_t*>(phi_of(r) + begin); });
+    }
+    end_copies();
+  }
+};
+
+// y = phi'Hs and sum = phi's of a lane's rows, by a block. phi_of(r): where the features of row r
+// of the first `count` are, of feature_stride() floats. Past head_dim y holds nothing of use.
 template <int kDim, int kStages, int kColumnWarps, typename Phi>
 __device__ inline void read_hidden(float* shared, const Lane& lane,
                                    const WarpPart<kDim, kColumnWarps>& part,
                                    const HiddenRows& hidden, int features, int head_dim, int count,
-                                   const Phi& phi,
+                                   const Phi& phi_of,
                                    RowSums<WarpPart<kDim, kColumnWarps>::kGroups>& y,
                                    float sum[2]) {
-  constexpr int kRows = RowTile<kDim>::kRows;
-  const int stride = weighted_stride<float>(head_dim);
-  const int steps = (features + kStageFeatures - 1) / kStageFeatures;
-  const int all_steps = hidden.pending_state == nullptr ? steps : 2 * steps;
-  const auto stage_of = [&](int step) {
-    return shared + step % kStages * stage_floats<kDim>(head_dim);
-  };
-  const auto stage = [&](int step) {
-    if (step < all_steps) {
-      const int begin = (step < steps ? step : step - steps) * kStageFeatures;
-      const float* state = step < steps ? hidden.state : hidden.pending_state;
-      const float* s = step < steps ? hidden.sum : hidden.pending_sum;
-      float* to = stage_of(step);
-      if (threadIdx.x < kStageFeatures) {
-        const int j = begin + static_cast<int>(threadIdx.x);
-        copy_float_ahead(to + stage_floats<kDim>(head_dim) - kStageFeatures + threadIdx.x,
-                         s + min(j, features - 1), j < features);
-      }
-      stage_rows<PairType::kF32, part.kThreads, kStageFeatures, kDim>(
-          to + kRows * kPhiStride, stride, head_dim, head_dim,
-          min(kStageFeatures, features - begin),
-          [&](int j) { return reinterpret_cast<const uint8_t*>(state + (begin + j) * head_dim); });
-      stage_rows<PairType::kF32, part.kThreads, kRows, kStageFeatures>(
-          to, kPhiStride, kStageFeatures, feature_stride(features) - begin, count,
-          [&](int r) { return reinterpret_cast<const uint8_t*>(phi(r) + begin); });
-    }
-    end_copies();
-  };
+  const HiddenStages<kDim, kStages, part.kThreads> stages(shared, hidden, features, head_dim);
   sum[0] = sum[1] = 0.0f;
 #pragma unroll
-  for (int step = 0; step + 1 < kStages; ++step) stage(step);
+  for (int step = 0; step + 1 < kStages; ++step) stages.load(step, count, phi_of);
 #pragma unroll 1
-  for (int step = 0; step < all_steps; ++step) {
+  for (int step = 0; step < stages.steps; ++step) {
     wait_for_copies<kStages - 2>();
     __syncthreads();
-    stage(step + kStages - 1);
+    stages.load(step + kStages - 1, count, phi_of);
     if (part.row >= count || part.column >= head_dim) continue;
-    const float *own = stage_of(step) + (part.row + lane.row) * kPhiStride + lane.quarter * 2,
-                *state = stage_of(step) + kRows * kPhiStride,
-                *s = state + kStageFeatures * stride + lane.quarter * 2;
+    const float* own = stages.phi(step) + (part.row + lane.row) * kPhiStride + lane.quarter * 2;
+    const float* s = stages.sum(step) + lane.quarter * 2;
 #pragma unroll 2
     for (int j = 0; j < kStageFeatures; j += 8) {
       const float2 a = *reinterpret_cast<const float2*>(own + j);
       const float2 b = *reinterpret_cast<const float2*>(own + 8 * kPhiStride + j);
-      add_weighted<part.kGroups, false>(lane, split_rows(a.x, b.x, a.y, b.y), state + j * stride,
-                                        stride, part.column, head_dim, y);
+      add_weighted<part.kGroups, false>(lane, split_rows(a.x, b.x, a.y, b.y),
+                                        stages.state(step) + j * stages.stride, stages.stride,
+                                        part.column, head_dim, y);
       sum[0] += a.x * s[j] + a.y * s[j + 1];
       sum[1] += b.x * s[j] + b.y * s[j + 1];
     }

@@ -36,55 +36,79 @@ __device__ inline float score_of(int policy, const PairFacts& facts,
   return score;
 }
 
-// SRE of a lane's rows in its warp's columns, whose recall is y / sum.
-template <int kGroups>
-__device__ inline void recall_errors(const RowSums<kGroups>& y, const float sum[2],
-                                     const Eight (&values)[2][kGroups], float errors[2]) {
+// The numbers of a block's pairs, of one head at a boundary.
+struct ScoredPairs {
+  const LolaView& view;
+  const RunScratch& scratch;
+  const DeviceBoundary& boundary;
+  int head, count;
+  const int* numbers;  // [count], in shared memory
+
+  template <PairType type>
+  __device__ Eight value(int row, int column) const {
+    if (column >= view.head_dim) return {};
+    return load_eight<type>(
+        numbered_row(view, scratch, boundary.memory, boundary.numbers,
+                     Owner(view, view.owner_of(head)), numbers[min(row, count - 1)], true),
+        column);
+  }
+  __device__ int64_t feature_row(int row) const {
+    return head * scratch.rows + boundary.feature_row + numbers[row];
+  }
+};
+
+// SRE of a lane's rows in its warp's columns. hidden: null while nothing is in it.
+template <PairType type, int kDim>
+__device__ inline void recall_errors(const ScoredPairs& pairs, const Part<kDim>& part,
+                                     const HiddenRows* hidden, float* shared, float errors[2]) {
+  const Lane lane;
+  const int d = pairs.view.head_dim, stride = feature_stride(pairs.view.features);
+  const auto column = [&](int group) {
+    return part.column + group * kGroupColumns + lane.quarter * 8;
+  };
+  Eight values[part.kGroups][2];
+#pragma unroll
+  for (int i = 0; i < 2 * part.kGroups; ++i) {
+    values[i / 2][i % 2] =
+        pairs.template value<type>(part.row + lane.row + i % 2 * 8, column(i / 2));
+  }
+  RowSums<part.kGroups> y;
+  float sum[2] = {1.0f, 1.0f};
+  if (hidden != nullptr) {
+    read_hidden<kDim, kStages<kDim>, kColumnWarps>(
+        shared, lane, part, *hidden, pairs.view.features, d, pairs.count,
+        [&](int r) { return pairs.scratch.key_features + pairs.feature_row(r) * stride; }, y, sum);
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float factor = 1.0f / sum[i];
     errors[i] = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kGroups * 8; ++j) {
-      const float difference = y.at(j / 8, i, j % 8) * factor - values[i][j / 8].v[j % 8];
+    for (int j = 0; j < part.kGroups * 8; ++j) {
+      if (column(j / 8) >= d) continue;
+      const float difference = y.at(j / 8, i, j % 8) * factor - values[j / 8][i].v[j % 8];
       errors[i] += difference * difference;
     }
   }
   over_row(errors, [](float a, float b) { return a + b; });
 }
 
-// The same from the hidden state, null while nothing is in it. number(r): of the pair in row r of
-// the first `count`.
-template <PairType type, int kDim, typename Number>
-__device__ inline void ask_for_recall(const LolaView& view, const RunScratch& scratch,
-                                      const DeviceBoundary& boundary, int head,
-                                      const HiddenRows* hidden, int count, const Number& number,
-                                      float* shared, float errors[2]) {
-  const Lane lane;
-  const Part<kDim> part;
-  const Owner owner(view, view.owner_of(head));
-  Eight values[2][part.kGroups] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint8_t* row = numbered_row(view, scratch, boundary.memory, boundary.numbers, owner,
-                                      number(min(part.row + lane.row + 8 * i, count - 1)), true);
-#pragma unroll
-    for (int group = 0; group < part.kGroups; ++group) {
-      const int column = part.column + group * kGroupColumns + lane.quarter * 8;
-      if (column < view.head_dim) values[i][group] = load_eight<type>(row, column);
-    }
-  }
-  RowSums<part.kGroups> y;
-  float sum[2] = {1.0f, 1.0f};
-  if (hidden != nullptr) {
-    const int stride = feature_stride(view.features);
-    const float* features =
-        scratch.key_features + (head * scratch.rows + boundary.feature_row) * stride;
-    read_hidden<kDim, kStages<kDim>, kColumnWarps>(
-        shared, lane, part, *hidden, view.features, view.head_dim, count,
-        [&](int r) { return features + static_cast<int64_t>(number(r)) * stride; }, y, sum);
-  }
-  if (part.column < view.head_dim) recall_errors(y, sum, values, errors);
+// The scores of a block's pairs that a lane has the rows of.
+__device__ inline void put_score(const ScoredPairs& pairs, int policy, int row, float error,
+                                 float* score) {
+  const LolaView& view = pairs.view;
+  const DeviceBoundary& boundary = pairs.boundary;
+  const int64_t position = position_of(view, boundary.memory, boundary.numbers,
+                                       view.owner_of(pairs.head), pairs.numbers[row]);
+  const PairFacts facts{.recall_error = error,
+                        .key_norm2 = pairs.scratch.key_norms[pairs.feature_row(row)],
+                        .kappa = view.kappa[pairs.head],
+                        .head_dim = view.head_dim,
+                        .position = position,
+                        .age = boundary.seen - position,
+                        .head = pairs.head,
+                        .seed = view.seed};
+  *score = score_of(policy, facts, std::make_index_sequence<std::size(kCachePolicies)>());
 }
 
 // A block per kRows eligible pairs of one head.
@@ -97,16 +121,18 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
   __shared__ float others[RowTile<kDim>::kRows];  // errors in the columns of the second warps
   const DeviceBoundary boundary = boundaries[blockIdx.z];
   wait_for_previous_kernel();
-  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y, d = view.head_dim;
+  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y;
   const int all = boundary.cached + boundary.leaving;
   if (boundary.memory == nullptr || first >= all || all <= view.sparse_capacity) return;
   const int count = min(RowTile<kDim>::kRows, all - first);
-  const Owner owner(view, view.owner_of(head));
+  const ScoredPairs pairs{view, scratch, boundary, head, count, numbers};
   if (threadIdx.x < count) {
     numbers[threadIdx.x] =
-        eligible_number(view, scratch, boundary, owner.index, first + threadIdx.x);
+        eligible_number(view, scratch, boundary, view.owner_of(head), first + threadIdx.x);
   }
   __syncthreads();
+  const Lane lane;
+  const Part<kDim> part;
   float errors[2] = {};
   if (from != RecallFrom::kNothing) {
     HiddenRows hidden = from == RecallFrom::kStateAfter
@@ -114,34 +140,18 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
                             : hidden_of(view, boundary.memory, scratch, boundary.from, head);
     if (from == RecallFrom::kStateAfter) hidden.pending_state = hidden.pending_sum = nullptr;
     const bool empty = from == RecallFrom::kStateBefore && boundary.absorbed == 0;
-    ask_for_recall<type, kDim>(
-        view, scratch, boundary, head, empty ? nullptr : &hidden, count,
-        [&](int r) { return numbers[r]; }, shared, errors);
+    recall_errors<type, kDim>(pairs, part, empty ? nullptr : &hidden, shared, errors);
   }
-  const Lane lane;
-  const Part<kDim> part;
   for (int i = 0; i < 2; ++i) {
     if (part.column > 0 && lane.quarter == 0) others[part.row + lane.row + 8 * i] = errors[i];
   }
   __syncthreads();
   if (part.column > 0 || lane.quarter != 0) return;
-  const int64_t heads_part = (static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most;
+  float* scores = scratch.head_scores +
+                  (static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most + first;
   for (int i = 0; i < 2; ++i) {
     const int row = part.row + lane.row + 8 * i;
-    if (row >= count) continue;
-    const int64_t position =
-        position_of(view, boundary.memory, boundary.numbers, owner.index, numbers[row]);
-    const PairFacts facts{
-        .recall_error = errors[i] + others[row],
-        .key_norm2 = scratch.key_norms[head * scratch.rows + boundary.feature_row + numbers[row]],
-        .kappa = view.kappa[head],
-        .head_dim = d,
-        .position = position,
-        .age = boundary.seen - position,
-        .head = head,
-        .seed = view.seed};
-    scratch.head_scores[heads_part + first + row] =
-        score_of(policy, facts, std::make_index_sequence<std::size(kCachePolicies)>());
+    if (row < count) put_score(pairs, policy, row, errors[i] + others[row], scores + row);
   }
 }
 

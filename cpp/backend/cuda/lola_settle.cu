@@ -153,6 +153,10 @@ struct EightColumns {
   __device__ EightColumns() : first{}, second{} {}
   __device__ explicit EightColumns(const float* from)
       : first(four_at(from)), second(four_at(from + 4)) {}
+  template <typename Value>
+  __device__ explicit EightColumns(const Value& value)
+      : first{value(0), value(1), value(2), value(3)},
+        second{value(4), value(5), value(6), value(7)} {}
   __device__ void add(const EightColumns& other) {
     first.x += other.first.x, first.y += other.first.y, first.z += other.first.z;
     first.w += other.first.w;
@@ -170,6 +174,11 @@ __device__ inline void add_to(EightColumns& a, const EightColumns& b) { a.add(b)
 __device__ inline void store(float* to, float value) { *to = value; }
 __device__ inline void store(float* to, const EightColumns& value) { value.store(to); }
 
+// Where sum `at` of a hidden state is, or null.
+__device__ inline float* moved(const float* sums, int64_t at) {
+  return sums == nullptr ? nullptr : const_cast<float*>(sums) + at;
+}
+
 // to = from and what was absorbed. Where there are pending sums it waits in them, unless they are
 // flushed; imagined states (no pending ones to write) hold all.
 template <typename T>
@@ -182,55 +191,39 @@ __device__ inline void write_sums(T main, T pending, const T& absorbed, bool flu
   if (to_pending != nullptr) store(to_pending, waits ? pending : T{});
 }
 
-// A block per kFeatures features of a head. The pairs of a boundary are summed first and added
-// once.
-template <PairType type, int kDim, Absorb what>
-__global__ void __launch_bounds__(kThreads)
-    settle_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
-                  const __grid_constant__ RunScratch scratch) {
-  extern __shared__ __align__(16) float shared[];
-  const DeviceBoundary boundary = boundaries[blockIdx.z];
-  wait_for_previous_kernel();
-  constexpr bool kAll = what == Absorb::kImagined;
-  const int all = boundary.cached + boundary.leaving;
-  if (boundary.memory == nullptr || (kAll && all <= view.sparse_capacity)) return;
-  const int head = blockIdx.y, d = view.head_dim, f = view.features, first = blockIdx.x * kFeatures;
-  const Owner owner(view, view.owner_of(head));
-  const Lane lane;
-  const int warp = threadIdx.x / 32, row = warp % kRowWarps * kWarpRows;
-  const int column = warp / kRowWarps * kGroups<kDim> * kGroupColumns;
-  const HiddenRows from = hidden_of(view, boundary.memory, scratch, boundary.from, head);
-  const auto place =
-      [&](int n) {  // of a lane's columns, in a hidden state; -1 where there are none
-        const int j = first + row + lane.row + n % 2 * 8;
-        const int c = column + n / 2 * kGroupColumns + lane.quarter * 8;
-        return j < f && c < d ? static_cast<int64_t>(j) * d + c : -1;
-      };
-  EightColumns main[2 * kGroups<kDim>], pending[2 * kGroups<kDim>];
-#pragma unroll
-  for (int n = 0; n < 2 * kGroups<kDim>; ++n) {
-    if (place(n) < 0) continue;
-    main[n] = EightColumns(from.state + place(n));
-    if (from.pending_state != nullptr) pending[n] = EightColumns(from.pending_state + place(n));
+// What a lane has of a block's features: rows of Hs of its warp, eight columns of each group.
+template <int kDim>
+struct FeaturePart {
+  Lane lane;
+  int row, column;  // the first of the warp
+
+  __device__ FeaturePart()
+      : row(static_cast<int>(threadIdx.x) / 32 % kRowWarps * kWarpRows),
+        column(static_cast<int>(threadIdx.x) / 32 / kRowWarps * kGroups<kDim> * kGroupColumns) {}
+  // Where part n is in Hs [f, d]; negative where there is none.
+  __device__ int64_t place(int n, int first, int f, int d) const {
+    const int j = first + row + lane.row + n % 2 * 8;
+    const int c = column + n / 2 * kGroupColumns + lane.quarter * 8;
+    return j < f && c < d ? static_cast<int64_t>(j) * d + c : -1;
   }
-  const SettleMemory<type> m(shared, d, scratch,
-                             static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
-  const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
-  const int count =
-      kAll ? all : choose<type>(view, scratch, boundary, owner.index, speaks && blockIdx.x == 0, m);
-  const auto number = [&](int i) {
-    return kAll ? eligible_number(view, scratch, boundary, owner.index, i) : m.lost[i];
-  };
-  const int stride = feature_stride(f);
-  const float* features =
-      scratch.key_features + (head * scratch.rows + boundary.feature_row) * int64_t{stride} + first;
-  RowSums<kGroups<kDim>> sums;
-  float sum = 0.0f;  // of feature threadIdx.x % 32, over every kWarps-th pair
+};
+
+// sums = phi v' over pairs number(i), and of phi those over every kWarps-th pair, of feature
+// threadIdx.x % 32. features: of pair number 0, the block's.
+template <PairType type, int kDim, typename Number>
+__device__ inline float absorb(const LolaView& view, const RunScratch& scratch,
+                               const DeviceBoundary& boundary, const Owner& owner,
+                               const float* features, int width, int count, const Number& number,
+                               const SettleMemory<type>& m, const FeaturePart<kDim>& part,
+                               RowSums<kGroups<kDim>>& sums) {
+  const int d = view.head_dim, stride = feature_stride(view.features);
+  const int quarter = part.lane.quarter;
+  float sum = 0.0f;
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kPairs) {
     const int pairs = min(kPairs, count - begin);
     stage_rows<PairType::kF32, kThreads, kPairs, kFeatures>(
-        m.phi, kPhiStride, kFeatures, stride - first, pairs, [&](int p) {
+        m.phi, kPhiStride, kFeatures, width, pairs, [&](int p) {
           return reinterpret_cast<const uint8_t*>(features +
                                                   static_cast<int64_t>(number(begin + p)) * stride);
         });
@@ -241,16 +234,62 @@ __global__ void __launch_bounds__(kThreads)
     end_copies();
     wait_for_copies<0>();
     __syncthreads();
-    for (int p = warp; p < kPairs; p += kWarps) sum += m.phi[p * kPhiStride + threadIdx.x % 32];
+    for (int p = threadIdx.x / 32; p < kPairs; p += kWarps) {
+      sum += m.phi[p * kPhiStride + threadIdx.x % 32];
+    }
 #pragma unroll 2
     for (int p = 0; p < kPairs; p += 8) {
-      const float *a = m.phi + (p + lane.quarter * 2) * kPhiStride + row + lane.row,
+      const float *a = m.phi + (p + quarter * 2) * kPhiStride + part.row + part.lane.row,
                   *b = a + kPhiStride;
       add_weighted<kGroups<kDim>, type == PairType::kF16>(
-          lane, split_rows(a[0], a[8], b[0], b[8]), m.v + p * m.stride, m.stride, column, d, sums);
+          part.lane, split_rows(a[0], a[8], b[0], b[8]), m.v + p * m.stride, m.stride, part.column,
+          d, sums);
     }
     __syncthreads();
   }
+  return sum;
+}
+
+// A block per kFeatures features of a head. The pairs of a boundary are summed first and added
+// once.
+template <PairType type, int kDim, Absorb what>
+__global__ void __launch_bounds__(kThreads)
+    settle_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
+                  const __grid_constant__ RunScratch scratch) {
+  extern __shared__ __align__(16) float shared[];
+  const DeviceBoundary boundary = boundaries[blockIdx.z];
+  wait_for_previous_kernel();
+  constexpr bool kAll = what == Absorb::kImagined;
+  constexpr int kParts = 2 * kGroups<kDim>;
+  const int all = boundary.cached + boundary.leaving;
+  if (boundary.memory == nullptr || (kAll && all <= view.sparse_capacity)) return;
+  const int head = blockIdx.y, d = view.head_dim, f = view.features, first = blockIdx.x * kFeatures;
+  const Owner owner(view, view.owner_of(head));
+  const FeaturePart<kDim> part;
+  const HiddenRows from = hidden_of(view, boundary.memory, scratch, boundary.from, head);
+  EightColumns main[kParts], pending[kParts];
+#pragma unroll
+  for (int n = 0; n < kParts; ++n) {
+    const int64_t at = part.place(n, first, f, d);
+    if (at < 0) continue;
+    main[n] = EightColumns(from.state + at);
+    if (from.pending_state != nullptr) pending[n] = EightColumns(from.pending_state + at);
+  }
+  const SettleMemory<type> m(shared, d, scratch,
+                             static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
+  const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
+  const int count =
+      kAll ? all : choose<type>(view, scratch, boundary, owner.index, speaks && blockIdx.x == 0, m);
+  const int stride = feature_stride(f);
+  RowSums<kGroups<kDim>> sums;
+  float sum = absorb<type>(
+      view, scratch, boundary, owner,
+      scratch.key_features + (head * scratch.rows + boundary.feature_row) * stride + first,
+      stride - first, count,
+      [&](int i) {
+        return kAll ? eligible_number(view, scratch, boundary, owner.index, i) : m.lost[i];
+      },
+      m, part, sums);
   HiddenRows to = hidden_of(view, boundary.memory, scratch, boundary.to, head);
   if (kAll) {
     to = hidden_at(view, scratch.imagined, blockIdx.z, head);
@@ -259,18 +298,13 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   const bool flush = (boundary.absorbed + count) / kFlushPairs > boundary.absorbed / kFlushPairs;
-  const auto at = [](const float* sums_of, int64_t i) {
-    return sums_of == nullptr ? nullptr : const_cast<float*>(sums_of) + i;
-  };
 #pragma unroll
-  for (int n = 0; n < 2 * kGroups<kDim>; ++n) {
-    if (place(n) < 0) continue;
-    const auto value = [&](int i) { return sums.at(n / 2, n % 2, i); };
-    EightColumns absorbed;
-    absorbed.first = {value(0), value(1), value(2), value(3)};
-    absorbed.second = {value(4), value(5), value(6), value(7)};
-    write_sums(main[n], pending[n], absorbed, flush, at(to.state, place(n)),
-               at(to.pending_state, place(n)));
+  for (int n = 0; n < kParts; ++n) {
+    const int64_t at = part.place(n, first, f, d);
+    if (at < 0) continue;
+    const EightColumns absorbed([&](int i) { return sums.at(n / 2, n % 2, i); });
+    write_sums(main[n], pending[n], absorbed, flush, moved(to.state, at),
+               moved(to.pending_state, at));
   }
   float* parts = m.phi;  // [kWarps, 32]; nobody reads the features any more
   parts[threadIdx.x] = sum;
@@ -279,7 +313,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x >= kFeatures || j >= f) return;
   for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
   write_sums(from.sum[j], from.pending_sum == nullptr ? 0.0f : from.pending_sum[j], sum, flush,
-             at(to.sum, j), at(to.pending_sum, j));
+             moved(to.sum, j), moved(to.pending_sum, j));
 }
 
 template <Absorb what>
