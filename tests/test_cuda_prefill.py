@@ -53,6 +53,8 @@ LAYERS: list[dict[str, Any]] = [
     {"head_dim": 96, "pair_type": "q8_0"},
     {"head_dim": 80},
     {"head_dim": 72},
+    {"head_dim": 16, "feature_dim": 8, "pair_type": "f32", "policy": "self_recall"},
+    {"head_dim": 40, "feature_dim": 20, "pair_type": "f32", "policy": "self_recall_after"},
     {"feature_map": "relu", "feature_dim": 13},
     {"feature_map": "pos_elu", "feature_dim": 200, "head_dim": 128},
     {"feature_map": "exp_dim", "feature_dim": 256, "head_dim": 128},
@@ -117,9 +119,9 @@ def test_sessions_of_every_kind_agree_with_the_cpu_at_every_length(tmp_path: Pat
 
 @pytest.mark.parametrize("options", LAYERS, ids=str)
 def test_layers_of_every_kind_agree_with_the_cpu(tmp_path: Path, options: dict[str, Any]) -> None:
-    pairs = {name: options[name] for name in ("pair_type",) if name in options}
-    layers = {name: value for name, value in options.items() if name not in pairs}
-    assert_prompts_agree(tmp_path, models(tmp_path, **layers), {**BASE, **pairs}, PARTS)
+    session = {name: options[name] for name in ("pair_type", "policy") if name in options}
+    layers = {name: value for name, value in options.items() if name not in session}
+    assert_prompts_agree(tmp_path, models(tmp_path, **layers), {**BASE, **session}, PARTS)
 
 
 def test_more_eligible_pairs_than_a_block_has_room_for(tmp_path: Path) -> None:
