@@ -48,8 +48,8 @@ struct SoftmaxTask {
 struct PassTask {
   const LolaConfig* config;
   const LayerMemoryLayout* layout;  // of each of its LoLA layers; null where there are none
-  uint8_t* memory;        // of all its LoLA layers
-  uint8_t* const* pages;  // of all its softmax layers
+  uint8_t* memory;                  // of all its LoLA layers
+  uint8_t* const* pages;            // of all its softmax layers
   int64_t position;
   int64_t row;
   int64_t tokens;

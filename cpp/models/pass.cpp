@@ -101,11 +101,10 @@ void Pass::enter(size_t stage) {
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
     const auto tokens = static_cast<int64_t>(segment.tokens.size());
-    tasks_.push_back({&session.config_.lola,
-                      session.layout_.has_lola() ? &session.layout_.lola() : nullptr,
-                      session.memory_.fixed(stage), session.memory_.pages(stage), session.position_,
-                      row, tokens, last && segment.keep_logits ? session.memory_.logits() : nullptr,
-                      session.best_wanted_});
+    tasks_.push_back(
+        {&session.config_.lola, session.layout_.has_lola() ? &session.layout_.lola() : nullptr,
+         session.memory_.fixed(stage), session.memory_.pages(stage), session.position_, row, tokens,
+         last && segment.keep_logits ? session.memory_.logits() : nullptr, session.best_wanted_});
     row += tokens;
   }
   executor_->begin_pass(tasks_, tokens_);
