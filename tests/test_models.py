@@ -228,7 +228,7 @@ def exact_angle(position: int, base: int, pair: int, dimensions: int) -> float:
         return float(position * Decimal(base) ** (Decimal(-2 * pair) / dimensions) % (2 * PI))
 
 
-@pytest.mark.parametrize("position", [0, 10, 131_071, 10_000_000, 2**40])
+@pytest.mark.parametrize("position", [0, 10, 255, 131_071, 10_000_000, 2**24 - 1, 2**24, 2**40])
 @pytest.mark.parametrize("base", [10_000, 500_000])
 def test_rope_angles_are_as_exact_at_ten_million_as_at_ten(position: int, base: int) -> None:
     cosine, sine = _core.testing.rope_angles(dimensions=128, base=base, position=position)

@@ -19,7 +19,15 @@ class Rope {
   void angles(int64_t position, float* cosine, float* sine) const;
 
  private:
+  // An angle's cosine and sine are put together from those of its position's digits.
+  struct Digit {
+    std::vector<double> cosine, sine;  // [kDigitBase, pairs]
+  };
+
+  void exact_angles(int64_t position, float* cosine, float* sine) const;
+
   std::vector<double> frequencies_;  // radians per position
+  std::vector<Digit> digits_;        // the lowest first
   double magnitude_;                 // yarn's attention factor
 };
 

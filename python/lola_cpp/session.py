@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import _core
@@ -270,12 +270,19 @@ class Session:
     @contextmanager
     def used_by_this_thread(self) -> Iterator[None]:
         """UsageError while another thread uses the session."""
-        if not self._in_use.acquire(blocking=False):
-            raise _core.UsageError("session: another thread is using it; one conversation is one thread at a time")
+        self._begin_use()
         try:
             yield
         finally:
-            self._in_use.release()
+            self._end_use()
+
+    def _begin_use(self) -> None:
+        """used_by_this_thread, for who begins and ends many of them at once."""
+        if not self._in_use.acquire(blocking=False):
+            raise _core.UsageError("session: another thread is using it; one conversation is one thread at a time")
+
+    def _end_use(self) -> None:
+        self._in_use.release()
 
     def next_part(self, chunk: int | None) -> list[int]:
         """The pending tokens up to the next position divisible by `chunk`, or to where its history wants a copy."""
@@ -324,9 +331,7 @@ def advance(sessions: Sequence[Session], progress: Progress | None = None, *, ch
 
     chunk  read of each session only up to the next position divisible by this
     """
-    with ExitStack() as stack:
-        for session in sessions:
-            stack.enter_context(session.used_by_this_thread())
+    with _used_by_this_thread(sessions):
         total = 0
 
         def after_pass(done: int) -> None:
@@ -334,29 +339,47 @@ def advance(sessions: Sequence[Session], progress: Progress | None = None, *, ch
                 progress(total + done)
 
         while parts := [(session, session.next_part(chunk)) for session in sessions if session.pending]:
-            _advance_once(parts, after_pass)
+            _advance_once(parts, after_pass if progress is not None else None)
             total += sum(len(part) for _, part in parts)
             if chunk is not None:
                 break
 
 
-def _advance_once(parts: Sequence[tuple[Session, list[int]]], progress: Progress) -> None:
-    positions = [session._core.position for session, _ in parts]
+@contextmanager
+def _used_by_this_thread(sessions: Sequence[Session]) -> Iterator[None]:
+    """Session.used_by_this_thread for many: a step of hundreds should not wait for as many context managers."""
+    taken: list[Session] = []
+    try:
+        for session in sessions:
+            session._begin_use()
+            taken.append(session)
+        yield
+    finally:
+        for session in taken:
+            session._end_use()
+
+
+def _advance_once(parts: Sequence[tuple[Session, list[int]]], progress: Progress | None) -> None:
+    before = [session._core.position for session, _ in parts]
 
     def drop_what_was_read() -> None:
         for i, (session, _) in enumerate(parts):
-            count = session._core.position - positions[i]
-            if session._history is not None and count > 0:
+            now = session._core.position
+            count = now - before[i]
+            if count == 0:
+                continue
+            if session._history is not None:
                 session._history.tokens_read(session.pending[:count])
             del session.pending[:count]
-            positions[i] += count
+            before[i] = now
 
     def after_pass(done: int) -> None:
         drop_what_was_read()
-        progress(done)
+        if progress is not None:
+            progress(done)
 
     try:
-        _core.advance([(session._core, part) for session, part in parts], after_pass)
+        _core.advance([(session._core, part) for session, part in parts], None if progress is None else after_pass)
     finally:
         drop_what_was_read()
     for session, part in parts:
