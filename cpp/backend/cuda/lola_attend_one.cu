@@ -84,6 +84,7 @@ __device__ inline float2 join_sums(float* partials, int64_t first, int splits, i
                                    const OneMemory<kHeads>& m) {
   constexpr int kAtOnce = 8;
   float2 sums = {0.0f, 0.0f};
+#pragma unroll 1
   for (int base = 0; base < splits; base += kAtOnce) {
     float exact[kAtOnce], linear[kAtOnce];
 #pragma unroll
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(kShareThreads, 2)
       static_cast<int64_t>(blockIdx.y) * (gridDim.x / splits) + blockIdx.x / splits;
   if (splits > 1) {
     const Partial own(scratch.partials, unit * splits + share.split, kHeads, d);
+#pragma unroll 1
     for (int i = threadIdx.x; i < kHeads * d; i += kShareThreads) {
       const float2 sums = block_sums(m, i / d, i % d, d, linear);
       own.sums[i] = sums.x, own.sums[kHeads * d + i] = sums.y;
@@ -153,6 +155,7 @@ __global__ void __launch_bounds__(kShareThreads, 2)
     join_states(scratch.partials, unit * splits, splits, d, m);
   }
   const AttentionOutput output{rows.out, copy, view.heads * d};
+#pragma unroll 1
   for (int i = threadIdx.x; i < share.heads * d; i += kShareThreads) {
     const int h = i / d;
     const float2 sums = splits == 1 ? block_sums(m, h, i % d, d, linear)

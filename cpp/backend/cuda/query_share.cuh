@@ -6,6 +6,8 @@
 
 namespace lola {
 
+// Loops over pairs and columns are not unrolled: a block runs through its code about once, and
+// fetching instructions takes longer than what unrolling saves.
 constexpr int kShareThreads = 256;
 constexpr int kShareWarps = kShareThreads / 32;
 constexpr int kShareHalfWarps = kShareThreads / 16;
@@ -17,6 +19,7 @@ constexpr int kMostSplits = 16;
 __device__ inline void prefetch(const void* from, int64_t bytes, int64_t thread, int64_t threads) {
   constexpr int64_t kLine = 128;
   const auto* at = static_cast<const uint8_t*>(from);
+#pragma unroll 1
   for (int64_t line = thread * kLine; line < bytes; line += threads * kLine) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at + line));
   }
@@ -89,11 +92,13 @@ template <int kHeads>
 __device__ inline void prefetch_share(const Share<kHeads>& share, const SeenPairs& pairs, int first,
                                       int end, bool linear) {
   const LolaView& view = pairs.view;
+#pragma unroll 1
   for (int i = first + static_cast<int>(threadIdx.x); i < end; i += kShareThreads) {
     prefetch(pairs.row(i, view.ring_k, view.cache_k), view.row_bytes, 0, 1);
     prefetch(pairs.row(i, view.ring_v, view.cache_v), view.row_bytes, 0, 1);
   }
   const int begin = share.begin(view.features), rows = share.end(view.features) - begin;
+#pragma unroll 1
   for (int h = 0; h < share.heads && linear; ++h) {
     const HiddenRows hidden = hidden_rows(view, pairs.piece.memory, share.first_head + h);
     prefetch(hidden.state + static_cast<int64_t>(begin) * view.head_dim,
@@ -133,8 +138,10 @@ __device__ inline void share_logits(const Share<kHeads>& share, const SeenPairs&
   constexpr int kAtOnce = kHeads == 1 ? 4 : 16 / kHeads;
   const int d = pairs.view.head_dim, lane = threadIdx.x % 16, half_warp = threadIdx.x / 16;
   const float scale = 1.0f / sqrtf(static_cast<float>(d));
+#pragma unroll 1
   for (int base = first; base < end; base += kShareHalfWarps * kAtOnce) {
     float sums[kAtOnce * kHeads] = {};
+#pragma unroll 1
     for (int c = lane * 8; c < d; c += kShareColumns) {
       Eight key[kAtOnce];
 #pragma unroll
@@ -164,11 +171,13 @@ template <int kHeads>
 __device__ inline void share_weights(int count, const OneMemory<kHeads>& m) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float max = -INFINITY, sum = 0.0f;
+#pragma unroll 1
   for (int i = lane; i < count * kHeads; i += 32) max = fmaxf(max, m.weights[i]);
   for (int offset = 16; offset >= kHeads; offset /= 2) {
     max = fmaxf(max, __shfl_xor_sync(~0u, max, offset));
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = threadIdx.x; i < count * kHeads; i += kShareThreads) {
     const float weight = expf(m.weights[i] - max);
     m.weights[i] = weight;
@@ -192,9 +201,11 @@ __device__ inline void share_values(const SeenPairs& pairs, int first, int end,
                                     const OneMemory<kHeads>& m) {
   constexpr int kAtOnce = 4;
   const int d = pairs.view.head_dim, lane = threadIdx.x % 16, half_warp = threadIdx.x / 16;
+#pragma unroll 1
   for (int block = 0; block < d; block += kShareColumns) {
     const int c = lane * 8 + block;
     float sums[kHeads * 8] = {};
+#pragma unroll 1
     for (int base = first; base < end; base += kShareHalfWarps * kAtOnce) {
       Eight value[kAtOnce];
 #pragma unroll
@@ -237,9 +248,11 @@ __device__ inline void share_hidden(const Share<kHeads>& share, const LolaView& 
   const HiddenRows hidden = hidden_rows(view, memory, share.first_head + head);
   const float* own = phi + head * view.features;
   float total = 0.0f;
+#pragma unroll 1
   for (int block = 0; block < d; block += kShareColumns) {
     const int c = min(lane * 8 + block, d - 8);
     Eight sums{};
+#pragma unroll 1
     for (int base = begin; base < end; base += kEach * kAtOnce) {
       Eight row[kAtOnce];
 #pragma unroll
