@@ -34,7 +34,9 @@ def _run(options: argparse.Namespace) -> int:
     default_base, default_adapter = default_files()
     base = default_base if options.model is None else str(options.model)
     adapter = default_adapter if options.model is None and options.adapter is None else options.adapter
-    configuration = Configuration("model", base, adapter and str(adapter), options.device, options.threads)
+    configuration = Configuration(
+        "model", base, adapter and str(adapter), options.device, options.threads, gpu_layers=options.gpu_layers
+    )
     segments = segments_of(configuration, read_text(options.text), options.length, options.segments)
     heads = calibrate(configuration.load(), segments)
     _print(heads)

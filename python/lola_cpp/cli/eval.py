@@ -13,7 +13,7 @@ from ..eval.configurations import Configuration, combinations, parse_assignment
 from ..eval.haystacks import find_haystack, read_text
 from ..eval.likelihood import PositionRow, measure_divergence, measure_perplexity, segments_of
 from ..eval.paper import paper_configurations
-from ..eval.recall import measure_recall
+from ..eval.recall import RecallRow, measure_recall
 from ..eval.report import position_markdown, position_picture, recall_markdown, recall_pictures, write_report
 from ..eval.tasks import TASKS
 from .shared import add_model_options, add_session_options, session_options
@@ -63,7 +63,7 @@ def _add_recall_options(parser: argparse.ArgumentParser, *, tasks: list[str], le
     parser.add_argument("--samples", type=int, nargs="+", default=[100], help="one number, or one for each length")
     parser.add_argument("--haystack", default="noise", help="noise, noise_lines, stdlib, or a file or folder of text")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--active", type=int, default=8, help="sessions in one pass")
+    parser.add_argument("--active", type=int, help="sessions open at a time; default: 8 on the CPU, 64 on a GPU")
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +104,15 @@ def _measure_recall(
         haystack=find_haystack(options.haystack),
         seed=options.seed,
         active=options.active,
+        after_prompts=lambda rows: _save_recall(options, rows),
     )
-    _write(options, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows))
+    print(recall_markdown(rows), end="")
     return 0
+
+
+def _save_recall(options: argparse.Namespace, rows: list[RecallRow]) -> None:
+    """What there is so far, for long runs that are stopped."""
+    _save(options, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows))
 
 
 def _perplexity(options: argparse.Namespace) -> int:
@@ -133,7 +139,8 @@ def _divergence(options: argparse.Namespace) -> int:
 def _report_positions(options: argparse.Namespace, rows: list[PositionRow], *, divergence: bool) -> int:
     text = position_markdown(rows, divergence=divergence)
     picture = position_picture(rows, divergence=divergence)
-    _write(options, [vars(row) for row in rows], text, {str(options.kind): picture})
+    print(text, end="")
+    _save(options, [vars(row) for row in rows], text, {str(options.kind): picture})
     return 0
 
 
@@ -144,6 +151,7 @@ def _base(options: argparse.Namespace) -> Configuration:
         adapter=None if options.adapter is None else str(options.adapter),
         device=options.device,
         threads=options.threads,
+        gpu_layers=options.gpu_layers,
         options=tuple(sorted(session_options(options).items())),
     )
 
@@ -154,8 +162,7 @@ def _varied(options: argparse.Namespace) -> list[Configuration]:
     return [base.softmax(), *configurations] if options.softmax else configurations
 
 
-def _write(options: argparse.Namespace, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]) -> None:
-    print(text, end="")
+def _save(options: argparse.Namespace, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]) -> None:
     if options.out is not None:
         settings = {
             name: str(value) if isinstance(value, Path) else value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,12 +75,15 @@ def measure_recall(
     depths: Sequence[float | None] = (None,),
     haystack: Haystack = NOISE,
     seed: int = 0,
-    active: int = 8,
+    active: int | None = None,
+    after_prompts: Callable[[list[RecallRow]], None] = lambda rows: None,
 ) -> list[RecallRow]:
     """Greedy answers, counted. Every configuration gets the same prompts, several of them in a pass.
 
-    samples  of each length: one number for all, or one for each length
-    active   sessions that take part in a pass
+    samples        of each length: one number for all, or one for each length
+    active         sessions that are open at a time; None: Configuration.active
+    after_prompts  called with all rows so far whenever every configuration has answered the prompts of a task, length
+                   and depth
     """
     if len(samples) not in (1, len(lengths)) or min(samples) < 1:
         raise UsageError(
@@ -87,37 +92,38 @@ def measure_recall(
     if any(depth is not None and not 0.0 <= depth <= 1.0 for depth in depths):
         raise UsageError(f"depths: found {list(depths)}, wanted numbers from 0 to 1")
     counts = dict(zip(lengths, samples if len(samples) > 1 else [samples[0]] * len(lengths), strict=True))
-    rows: dict[Cell, RecallRow] = {}
+    rows: list[RecallRow] = []
     total = sum(length * counts[length] for length in lengths) * len(tasks) * len(depths) * len(configurations)
     with bar(total, "asking") as progress:
-        for configuration in configurations:
-            jobs = _jobs(configuration, tasks, counts, depths, haystack, seed)
-            for job, answer, session in generate_each(jobs, active=active):
-                cell, prompt = job.key
-                rows.setdefault(cell, RecallRow(cell)).count(prompt, answer, session.memory_bytes)
-                progress.update(cell.length)
-    return list(rows.values())
+        for task, length, depth in itertools.product(tasks, lengths, depths):
+            prompts: dict[str | None, list[Prompt]] = {}  # by base model, whose tokens they are
+            for configuration in configurations:
+                if configuration.model not in prompts:
+                    seeds = [f"{seed} {task} {length} {depth} {sample}" for sample in range(counts[length])]
+                    make = partial(make_prompt, task, _encoder(configuration), length, haystack=haystack, depth=depth)
+                    prompts[configuration.model] = _side_by_side(make, seeds)
+                row = RecallRow(Cell(task, length, depth, configuration.name))
+                jobs = _jobs(configuration, prompts[configuration.model])
+                for job, answer, session in generate_each(jobs, active=active or configuration.active):
+                    row.count(job.key, answer, session.memory_bytes)
+                    progress.update(length)
+                rows.append(row)
+            after_prompts(rows)
+    return rows
 
 
-def _jobs(
-    configuration: Configuration,
-    tasks: Sequence[str],
-    counts: dict[int, int],
-    depths: Sequence[float | None],
-    haystack: Haystack,
-    seed: int,
-) -> Iterator[Job[tuple[Cell, Prompt]]]:
-    encode = partial(configuration.load().tokenizer.encode, parse_special=False)  # a haystack may spell control pieces
-    for task in tasks:
-        for length, samples in counts.items():
-            for depth in depths:
-                for sample in range(samples):
-                    rng = random.Random(f"{seed} {task} {length} {depth} {sample}")
-                    prompt = make_prompt(task, encode, length, rng=rng, haystack=haystack, depth=depth)
-                    most = len(encode(prompt.completion)) + 4 * len(prompt.answers)
-                    yield Job(
-                        (Cell(task, length, depth, configuration.name), prompt),
-                        partial(configuration.session, len(prompt.tokens) + most),
-                        prompt.tokens,
-                        {"max_tokens": most},
-                    )
+def _side_by_side(make: Callable[..., Prompt], seeds: Sequence[str]) -> list[Prompt]:
+    with ThreadPoolExecutor() as pool:  # tokenizers let other threads run
+        return list(pool.map(lambda seed: make(rng=random.Random(seed)), seeds))
+
+
+def _jobs(configuration: Configuration, prompts: Sequence[Prompt]) -> Iterator[Job[Prompt]]:
+    encode = _encoder(configuration)
+    for prompt in prompts:
+        most = len(encode(prompt.completion)) + 4 * len(prompt.answers)
+        length = len(prompt.tokens) + most
+        yield Job(prompt, partial(configuration.session, length), prompt.tokens, {"max_tokens": most})
+
+
+def _encoder(configuration: Configuration) -> Callable[[str], list[int]]:
+    return partial(configuration.load().tokenizer.encode, parse_special=False)  # a haystack may spell control pieces
