@@ -120,6 +120,22 @@ def test_what_is_finished_is_told_before_the_rest_is_measured() -> None:
     assert {length for length, _ in told[0]} == {200}
 
 
+def test_parts_of_a_table_make_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recall = ["eval", "recall", "-t", "1", "--tasks", "passkey", "--samples", "1", "--vary", "sparse_size=0,64"]
+    for lengths in (["300"], ["200"], ["200", "300"]):
+        assert cli.main([*recall, "--lengths", *lengths, "-o", str(tmp_path / "-".join(lengths))]) == 0
+    whole = capsys.readouterr().out.partition("passkey**")[2].rpartition("**passkey**")[2]
+    assert cli.main(["eval", "merge", str(tmp_path / "300"), str(tmp_path / "200"), "-o", str(tmp_path / "m")]) == 0
+    assert capsys.readouterr().out.partition("**passkey**")[2] == whole
+    assert json.loads((tmp_path / "m" / "results.json").read_text())["settings"]["folders"]
+    assert cli.main(["eval", "merge", str(tmp_path / "200"), str(tmp_path / "200-300")]) == 1
+    assert "which" in capsys.readouterr().err
+    for text in ("", "[]", '{"settings": {}}', '{"settings": {"seed": 0}, "rows": [{}]}'):
+        (tmp_path / "results.json").write_text(text)
+        assert cli.main(["eval", "merge", str(tmp_path)]) == 1
+        assert "found no report of recall" in capsys.readouterr().err
+
+
 def test_layers_on_a_gpu_are_asked_for_and_not_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["eval", "recall", "--lengths", "200"], ["calibrate", "-o", "never.gguf"]):
         assert cli.main([*command, "--gpu-layers", "3"]) == 1

@@ -14,7 +14,14 @@ from ..eval.haystacks import find_haystack, read_text
 from ..eval.likelihood import PositionRow, measure_divergence, measure_perplexity, segments_of
 from ..eval.paper import paper_configurations
 from ..eval.recall import RecallRow, measure_recall
-from ..eval.report import position_markdown, position_picture, recall_markdown, recall_pictures, write_report
+from ..eval.report import (
+    position_markdown,
+    position_picture,
+    read_recall,
+    recall_markdown,
+    recall_pictures,
+    write_report,
+)
 from ..eval.tasks import TASKS
 from .shared import add_model_options, add_session_options, session_options
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
 def add(commands: Subcommands) -> None:
     parser = commands.add_parser("eval", help="measure recall, perplexity and divergence")
-    kinds = parser.add_subparsers(required=True, metavar="recall | paper | perplexity | divergence")
+    kinds = parser.add_subparsers(required=True, metavar="recall | paper | perplexity | divergence | merge")
     recall = _kind(kinds, "recall", _recall, "how often hidden things are found, by task, length and depth")
     _add_recall_options(recall, tasks=["passkey", "needle"], lengths=[512, 1024, 2048, 4096])
     recall.add_argument("--depths", type=float, nargs="+", help="0 start to 1 end, for a heat map; default: anywhere")
@@ -44,6 +51,10 @@ def add(commands: Subcommands) -> None:
     reference.add_argument("--reference-adapter", type=Path)
     reference.add_argument("--reference-device")
     reference.add_argument("--reference", action="append", default=[], metavar="NAME=VALUE", help="a session option")
+    merge = kinds.add_parser("merge", help="one table from reports of recall that were measured in parts")
+    merge.add_argument("folders", type=Path, nargs="+", help="what --out of the parts named")
+    merge.add_argument("-o", "--out", type=Path, help="a folder for report.md, results.json and pictures")
+    merge.set_defaults(command=_merge, seed=None)
 
 
 def _kind(
@@ -107,6 +118,14 @@ def _measure_recall(
         after_prompts=lambda rows: _save_recall(options, rows),
     )
     print(recall_markdown(rows), end="")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    rows = read_recall(options.folders)
+    options.folders = [str(folder) for folder in options.folders]
+    print(recall_markdown(rows), end="")
+    _save_recall(options, rows)
     return 0
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from .._core import UsageError
 from .batching import Job, generate_each
@@ -64,6 +65,13 @@ class RecallRow:
             "share": self.share / self.samples,
             "memory_bytes": self.memory_bytes,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RecallRow:
+        """The inverse of as_dict."""
+        cell = Cell(*(values[name] for name in ("task", "length", "depth", "configuration")))
+        samples = values["samples"]
+        return cls(cell, samples, values["right"], values["share"] * samples, values["memory_bytes"])
 
 
 def measure_recall(
