@@ -26,14 +26,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from lola_cpp import Model, Session
-from lola_cpp._core import GgufFile
 from lola_cpp.convert.adapter import Settings
 from lola_cpp.convert.hf import convert_folder
 from lola_cpp.convert.kappa import write_with_kappa
 from lola_cpp.distill.options import Options
 from lola_cpp.distill.run import distill
 from lola_cpp.distill.teacher import finish, project, softmax_attention
-from lola_cpp.eval.calibrate import calibrate
+from lola_cpp.eval.calibrate import by_layer, calibrate, losses_by_rule
 from lola_cpp.eval.statistics import wilson
 from lola_cpp.session import advance
 
@@ -202,7 +201,7 @@ def norm_loss(q: Tensor, k: Tensor, sign: int) -> Tensor:
 
 
 def write_adapters(kind: Kind, folder: Path, steps: int) -> None:
-    """base.gguf, adapter.gguf, and calibrated.gguf with kappa from documents."""
+    """base.gguf and adapter.gguf."""
     language = Language(1000 + kind.seed)
     documents = [language.document(LENGTH)[0].tolist() for _ in range(400)]
     lines = folder / "documents.jsonl"
@@ -222,25 +221,25 @@ def write_adapters(kind: Kind, folder: Path, steps: int) -> None:
     )
     distill(options, folder / "adapter.gguf")
     convert_folder(folder / "teacher", folder / "base.gguf", kind="f32")
-    heads = calibrate(Model(folder / "base.gguf", folder / "adapter.gguf", threads=1), documents[:16])
-    kappa = {i: np.array([h.kappa for h in heads if h.layer == i], np.float32) for i in {h.layer for h in heads}}
-    write_with_kappa(folder / "adapter.gguf", folder / "calibrated.gguf", kappa)
 
 
-def kappas(folder: Path) -> list[float]:
-    """As calibrated.gguf has them."""
-    file = GgufFile(str(folder / "calibrated.gguf"))
-    names = [name for name, *_ in file.tensors() if name.endswith("lola_kappa.weight")]
-    return [float(x) for name in names for x in np.frombuffer(bytes(file.tensor_data(name)), np.float32)]
+def find_kappa(folder: Path, seed: int) -> tuple[list[float], dict[str, float]]:
+    """Writes slopes.gguf; returns every head's kappa, and the losses that `lola-cpp calibrate` would choose by."""
+    base, adapter, slopes = (folder / f"{name}.gguf" for name in ("base", "adapter", "slopes"))
+    language = Language(4000 + seed)
+    documents = [language.document(LENGTH)[0].tolist() for _ in range(64)]
+    heads = calibrate(Model(base, adapter, threads=1), documents[:16])
+    write_with_kappa(adapter, slopes, by_layer(heads))
+    return [head.kappa for head in heads], losses_by_rule(base, adapter, slopes, documents[16:], threads=1)
 
 
-def measure(folder: Path, samples: int, sparse_size: int) -> dict[str, dict[str, list[int] | float]]:
-    """By policy: right answers and samples of each task, and the loss on documents from the window on."""
+def measure(folder: Path, samples: int, sparse_size: int) -> dict[str, dict[str, list[int]]]:
+    """By rule: right answers and samples of each task."""
     rows = {
         "softmax": (None, {}),
         "self_recall": ("adapter.gguf", {"policy": "self_recall"}),
         "weighted_recall, kappa 1": ("adapter.gguf", {}),
-        "weighted_recall, calibrated": ("calibrated.gguf", {}),
+        "weighted_recall, slopes": ("slopes.gguf", {}),
     }
     found = {}
     for name, (adapter, options) in rows.items():
@@ -249,13 +248,10 @@ def measure(folder: Path, samples: int, sparse_size: int) -> dict[str, dict[str,
         def session(model: Model = model, options: dict[str, str] = options) -> Session:
             return model.session(context_length=LENGTH, sparse_size=sparse_size, **options)
 
-        cells: dict[str, list[int] | float] = {}
+        cells = {}
         for number, (task, shape) in enumerate(TASKS.items()):
             language = Language(2000 + number)
             cells[task] = [right_answers(session, [language.question(*shape) for _ in range(samples)]), samples]
-        language = Language(3000)
-        losses = [-session().score(language.document(LENGTH)[0].tolist())[2 * WINDOW :] for _ in range(20)]
-        cells["loss"] = float(np.mean(losses))
         found[name] = cells
     return found
 
@@ -272,12 +268,18 @@ def right_answers(session: Callable[[], Session], questions: list[tuple[list[int
     return right
 
 
-def table_rows(kind: Kind, kappa: list[float], found: dict[str, dict[str, list[int] | float]]) -> list[str]:
+def table_rows(
+    kind: Kind, kappa: list[float], losses: dict[str, float], found: dict[str, dict[str, list[int]]]
+) -> list[str]:
+    """The rule with the least loss is what `lola-cpp calibrate` takes."""
     spread = f"{np.min(kappa):.2f}, {np.median(kappa):.2f}, {np.max(kappa):.2f}"
-    lines = []
+    names = {"weighted_recall, kappa 1": "as it was", "weighted_recall, slopes": "slopes"}
+    best, lines = min(losses, key=losses.__getitem__), []
     for name, cells in found.items():
+        rule = names.get(name, name)
+        loss = "" if rule not in losses else f"{losses[rule]:.3f}" + (" taken" if rule == best else "")
         shares = [f"{r / n:.3f} ({' to '.join(f'{x:.2f}' for x in wilson(r, n))})" for r, n in map(cells.get, TASKS)]
-        lines.append(f"| {kind.name} | {spread} | {name} | {' | '.join(shares)} | {cells['loss']:.3f} |")
+        lines.append(f"| {kind.name} | {spread} | {name} | {loss} | {' | '.join(shares)} |")
     return lines
 
 
@@ -291,18 +293,18 @@ def main() -> None:
     parser.add_argument("--sparse-size", type=int, default=64)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| teacher | kappa: least, median, largest | policy | " + " | ".join(TASKS) + " | loss |")
+    print("| teacher | slopes: least, median, largest | rule | loss on text | " + " | ".join(TASKS) + " |")
     print("|---" * (4 + len(TASKS)) + "|", flush=True)
     for kind in (kind for kind in KINDS if kind.name in given.kinds):
         folder = given.folder / kind.name.replace(" ", "-").replace(",", "")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "teacher" / "config.json").is_file():
             write_teacher(kind, folder / "teacher", given.steps)
-        if not (folder / "calibrated.gguf").is_file():
+        if not (folder / "base.gguf").is_file():
             write_adapters(kind, folder, given.transfer_steps)
-        print(
-            "\n".join(table_rows(kind, kappas(folder), measure(folder, given.samples, given.sparse_size))), flush=True
-        )
+        kappa, losses = find_kappa(folder, kind.seed)
+        rows = table_rows(kind, kappa, losses, measure(folder, given.samples, given.sparse_size))
+        print("\n".join(rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ The policy weighs a pair's recall error by exp(kappa ||k||^2 / 2d), its guess of
 Text tells: for every pair that has left the window, take the largest weight that softmax attention gives it in any
 later query; kappa is the slope of the logarithm of that weight over ||k||^2 / 2d. It is negative where small keys
 attract. The mean weight instead of the largest would not do: most of it is spread thinly over keys nobody looks for.
+
+Not every model is better off with its slopes: where recall errors tell by themselves what will be asked for, any kappa
+spoils them. So the rules are tried on other text, and the one that foretells it best is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +22,7 @@ from numpy.typing import NDArray
 from .._core import UsageError
 from ..inspection import lola_layers
 from ..model import Model
+from ..options import Policy
 from .progress import bar
 
 Floats = NDArray[np.float32]
@@ -33,6 +39,38 @@ class HeadKappa:
     head: int
     kappa: float
     correlation: float
+
+
+def by_layer(heads: Sequence[HeadKappa]) -> dict[int, Floats]:
+    """kappa as adapters have it: of each layer, [heads]."""
+    layers = sorted({head.layer for head in heads})
+    return {layer: np.array([h.kappa for h in heads if h.layer == layer], np.float32) for layer in layers}
+
+
+def losses_by_rule(
+    base: Path, adapter: Path, calibrated: Path, segments: Sequence[list[int]], **where: Any
+) -> dict[str, float]:
+    """The mean loss of the tokens that look beyond the window: self_recall, with the adapter's kappa, and calibrated.
+
+    calibrated  the adapter with the slopes; one-file models are their own base and adapter
+    where       device, threads, gpu_layers of Model
+    """
+    rules: dict[str, tuple[Path, Policy]]
+    rules = {"self_recall": (adapter, "self_recall"), "as it was": (adapter, "weighted_recall")}
+    rules["slopes"] = (calibrated, "weighted_recall")
+    found = {}
+    with bar(len(rules) * sum(map(len, segments)), "comparing rules") as progress:
+        for name, (source, policy) in rules.items():
+            model = Model(source, **where) if adapter == base else Model(base, source, **where)
+            defaults = model.session_defaults
+            size = defaults["sparse_size"] or defaults["window_size"]
+            beyond, losses = defaults["window_size"] + defaults["chunk_size"], []
+            for segment in segments:
+                session = model.session(context_length=len(segment), policy=policy, sparse_size=size)
+                losses.append(-session.score(segment)[beyond:].mean())
+                progress.update(len(segment))
+            found[name] = float(np.mean(losses))
+    return found
 
 
 def calibrate(model: Model, segments: Sequence[list[int]], *, window_size: int | None = None) -> list[HeadKappa]:
