@@ -271,7 +271,7 @@ def right_answers(session: Callable[[], Session], questions: list[tuple[list[int
 def table_rows(
     kind: Kind, kappa: list[float], losses: dict[str, float], found: dict[str, dict[str, list[int]]]
 ) -> list[str]:
-    """The rule with the least loss is what `lola-cpp calibrate` takes."""
+    """The rule with the least loss, of tokens that need a sparse cache, is what `lola-cpp calibrate` takes."""
     spread = f"{np.min(kappa):.2f}, {np.median(kappa):.2f}, {np.max(kappa):.2f}"
     names = {"weighted_recall, kappa 1": "as it was", "weighted_recall, slopes": "slopes"}
     best, lines = min(losses, key=losses.__getitem__), []
@@ -290,10 +290,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of a teacher's training")
     parser.add_argument("--transfer-steps", type=int, default=150)
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--sparse-size", type=int, default=64)
+    parser.add_argument("--sparse-size", type=int, default=32)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| teacher | slopes: least, median, largest | rule | loss on text | " + " | ".join(TASKS) + " |")
+    print("| teacher | slopes: least, median, largest | rule | loss | " + " | ".join(TASKS) + " |")
     print("|---" * (4 + len(TASKS)) + "|", flush=True)
     for kind in (kind for kind in KINDS if kind.name in given.kinds):
         folder = given.folder / kind.name.replace(" ", "-").replace(",", "")

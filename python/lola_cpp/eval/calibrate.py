@@ -6,7 +6,8 @@ later query; kappa is the slope of the logarithm of that weight over ||k||^2 / 2
 attract. The mean weight instead of the largest would not do: most of it is spread thinly over keys nobody looks for.
 
 Not every model is better off with its slopes: where recall errors tell by themselves what will be asked for, any kappa
-spoils them. So the rules are tried on other text, and the one that foretells it best is taken.
+spoils them. So the rules are tried on other text, and the one that foretells it best is taken, where a token needs
+more than window and hidden state.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,17 @@ from numpy.typing import NDArray
 from .._core import UsageError
 from ..inspection import lola_layers
 from ..model import Model
-from ..options import Policy
 from .progress import bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import SessionOptions
 
 Floats = NDArray[np.float32]
 
 _PASS = 256  # tokens at a time: bounds the memory of the weights
+_NEED = 0.5  # nats: how much more of a token exact attention has to know
 _LATER = 4  # a pair counts when at least 1/4 of the segment's queries come after it left the window
 
 
@@ -50,27 +56,35 @@ def by_layer(heads: Sequence[HeadKappa]) -> dict[int, Floats]:
 def losses_by_rule(
     base: Path, adapter: Path, calibrated: Path, segments: Sequence[list[int]], **where: Any
 ) -> dict[str, float]:
-    """The mean loss of the tokens that look beyond the window: self_recall, with the adapter's kappa, and calibrated.
+    """The mean loss of the tokens that need a sparse cache: with self_recall, the adapter's kappa, and the slopes.
+
+    They are those that the same weights foretell better with all pairs exact than with window and hidden state alone:
+    the others would drown the differences.
 
     calibrated  the adapter with the slopes; one-file models are their own base and adapter
     where       device, threads, gpu_layers of Model
     """
-    rules: dict[str, tuple[Path, Policy]]
-    rules = {"self_recall": (adapter, "self_recall"), "as it was": (adapter, "weighted_recall")}
-    rules["slopes"] = (calibrated, "weighted_recall")
-    found = {}
-    with bar(len(rules) * sum(map(len, segments)), "comparing rules") as progress:
-        for name, (source, policy) in rules.items():
-            model = Model(source, **where) if adapter == base else Model(base, source, **where)
-            defaults = model.session_defaults
-            size = defaults["sparse_size"] or defaults["window_size"]
-            beyond, losses = defaults["window_size"] + defaults["chunk_size"], []
+    plain, sloped = (Model(*dict.fromkeys((base, source)), **where) for source in (adapter, calibrated))
+    defaults = plain.session_defaults
+    size, chunk = defaults["sparse_size"] or defaults["window_size"], defaults["chunk_size"]
+    everything = -(-len(segments[0]) // chunk) * chunk
+    with bar(5 * sum(map(len, segments)), "comparing rules") as progress:
+
+        def losses(model: Model, **options: Unpack[SessionOptions]) -> Floats:
+            found = []
             for segment in segments:
-                session = model.session(context_length=len(segment), policy=policy, sparse_size=size)
-                losses.append(-session.score(segment)[beyond:].mean())
+                found.append(-model.session(**options).score(segment)[1:])
                 progress.update(len(segment))
-            found[name] = float(np.mean(losses))
-    return found
+            return np.concatenate(found)
+
+        exact, without = losses(plain, sparse_size=0, window_size=everything), losses(plain, sparse_size=0)
+        found = {
+            "self_recall": losses(plain, policy="self_recall", sparse_size=size),
+            "as it was": losses(plain, policy="weighted_recall", sparse_size=size),
+            "slopes": losses(sloped, policy="weighted_recall", sparse_size=size),
+        }
+    needed = without - exact > _NEED
+    return {name: float(loss[needed if needed.any() else ...].mean()) for name, loss in found.items()}
 
 
 def calibrate(model: Model, segments: Sequence[list[int]], *, window_size: int | None = None) -> list[HeadKappa]:
