@@ -93,13 +93,9 @@ def measure_recall(
     after_prompts  called with all rows so far whenever every configuration has answered the prompts of a task, length
                    and depth
     """
-    if len(samples) not in (1, len(lengths)) or min(samples) < 1:
-        raise UsageError(
-            f"samples: found {list(samples)}, wanted one number, or one for each of {len(lengths)} lengths"
-        )
+    counts = _samples_of(lengths, samples)
     if any(depth is not None and not 0.0 <= depth <= 1.0 for depth in depths):
         raise UsageError(f"depths: found {list(depths)}, wanted numbers from 0 to 1")
-    counts = dict(zip(lengths, samples if len(samples) > 1 else [samples[0]] * len(lengths), strict=True))
     rows: list[RecallRow] = []
     total = sum(length * counts[length] for length in lengths) * len(tasks) * len(depths) * len(configurations)
     with bar(total, "asking") as progress:
@@ -118,6 +114,14 @@ def measure_recall(
                 rows.append(row)
             after_prompts(rows)
     return rows
+
+
+def _samples_of(lengths: Sequence[int], samples: Sequence[int]) -> dict[int, int]:
+    if len(samples) not in (1, len(lengths)) or min(samples) < 1:
+        raise UsageError(
+            f"samples: found {list(samples)}, wanted one number, or one for each of {len(lengths)} lengths"
+        )
+    return dict(zip(lengths, samples if len(samples) > 1 else [samples[0]] * len(lengths), strict=True))
 
 
 def _side_by_side(make: Callable[..., Prompt], seeds: Sequence[str]) -> list[Prompt]:
