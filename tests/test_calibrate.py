@@ -10,11 +10,12 @@ import pytest
 from lola_cpp import FormatError, Model, UsageError, cli
 from lola_cpp._core import GgufFile
 from lola_cpp.convert.kappa import write_with_kappa
-from lola_cpp.eval.calibrate import _Lookback, _slopes, calibrate
+from lola_cpp.eval.calibrate import _Lookback, _slopes, calibrate, losses_by_rule
 from lola_cpp.eval.configurations import Configuration
 from lola_cpp.eval.haystacks import read_text
 from lola_cpp.eval.likelihood import segments_of
 from lola_cpp.model import default_files
+from lola_cpp.options import Policy
 from reference.mirrored import write_mirrored
 from reference.rescaled import write_rescaled
 
@@ -116,16 +117,49 @@ def test_a_model_of_the_same_attention_with_mirrored_norms_gets_negative_kappas(
     np.testing.assert_allclose(np.median([b / a for a, b in pairs]), -1.0, rtol=0.1)
 
 
-def test_the_command_writes_an_adapter_that_uses_its_kappas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_an_adapter_that_uses_its_kappas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "calibrated.gguf"
+    monkeypatch.setattr("lola_cpp.cli.calibrate.losses_by_rule", lambda *_, **__: {"self_recall": 1.0, "slopes": 0.9})
     assert cli.main(["calibrate", "-t", "1", "--length", "512", "--segments", "1", "-o", str(out)]) == 0
-    assert capsys.readouterr().out.count("\n") == 1 + 6
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + 6 + 2 and printed[-1].endswith(": slopes")
     model = Model(default_files()[0], out, threads=1)
     assert model.session_defaults["policy"] == "weighted_recall"
     kappa = np.frombuffer(bytes(GgufFile(str(out)).tensor_data("blk.5.attn_lola_kappa.weight")), np.float32)
     assert kappa.shape == (8,) and np.isfinite(kappa).all() and np.ptp(kappa) > 0
     assert cli.main(["calibrate", "-t", "1", "--length", "100", "-o", str(out)]) == 1
     assert "length: found 100, wanted at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("best", "policy"), [("self_recall", "self_recall"), ("as it was", "weighted_recall")])
+def test_slopes_that_do_not_help_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str, policy: Policy
+) -> None:
+    losses = {"self_recall": 2.0, "as it was": 2.0, "slopes": 2.0} | {best: 1.0}
+    monkeypatch.setattr("lola_cpp.cli.calibrate.losses_by_rule", lambda *_, **__: losses)
+    out = tmp_path / "calibrated.gguf"
+    assert cli.main(["calibrate", "-t", "1", "--length", "512", "--segments", "1", "-o", str(out)]) == 0
+    tokens = segments_of(Configuration("model", threads=1), read_text("stdlib"), 300, 1)[0]
+    calibrated = Model(default_files()[0], out, threads=1).session(sparse_size=16)
+    wanted = Model.default(threads=1).session(sparse_size=16, policy=policy)
+    np.testing.assert_array_equal(calibrated.score(tokens), wanted.score(tokens))
+
+
+def test_rules_are_compared_where_a_token_needs_the_sparse_cache() -> None:
+    base, adapter = map(Path, default_files())
+    (segment,) = segments_of(Configuration("model", threads=1), read_text("stdlib"), 600, 1)
+    found = losses_by_rule(base, adapter, adapter, [segment], threads=1)
+    model = Model.default(threads=1)
+    exact, without, rule = (
+        -model.session(**options).score(segment)[1:]
+        for options in ({"sparse_size": 0, "window_size": 640}, {"sparse_size": 0}, {"policy": "self_recall"})
+    )
+    needed = without - exact > 0.5
+    assert 3 < needed.sum() < 300
+    assert found["self_recall"] == pytest.approx(rule[needed].mean(), rel=1e-5)
+    assert found["slopes"] == found["as it was"] != found["self_recall"]
 
 
 def test_only_adapters_get_kappas_and_no_file_is_overwritten_by_its_own_copy(tmp_path: Path) -> None:

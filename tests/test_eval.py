@@ -105,6 +105,43 @@ def test_recall_is_counted_the_same_however_many_share_a_pass() -> None:
     assert without.right < lola.right and without.memory_bytes < lola.memory_bytes
 
 
+def test_what_is_finished_is_told_before_the_rest_is_measured() -> None:
+    told: list[list[tuple[int, str]]] = []
+    configurations = [BASE, BASE.with_options(sparse_size=0)]
+    rows = measure_recall(
+        configurations,
+        tasks=["passkey"],
+        lengths=[200, 300],
+        samples=[1],
+        after_prompts=lambda rows: told.append([(row.cell.length, row.cell.configuration) for row in rows]),
+    )
+    assert [len(rows) for rows in told] == [2, 4]
+    assert told[-1] == [(row.cell.length, row.cell.configuration) for row in rows]
+    assert {length for length, _ in told[0]} == {200}
+
+
+def test_parts_of_a_table_make_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recall = ["eval", "recall", "-t", "1", "--tasks", "passkey", "--samples", "1", "--vary", "sparse_size=0,64"]
+    for lengths in (["300"], ["200"], ["200", "300"]):
+        assert cli.main([*recall, "--lengths", *lengths, "-o", str(tmp_path / "-".join(lengths))]) == 0
+    whole = capsys.readouterr().out.partition("passkey**")[2].rpartition("**passkey**")[2]
+    assert cli.main(["eval", "merge", str(tmp_path / "300"), str(tmp_path / "200"), "-o", str(tmp_path / "m")]) == 0
+    assert capsys.readouterr().out.partition("**passkey**")[2] == whole
+    assert json.loads((tmp_path / "m" / "results.json").read_text())["settings"]["folders"]
+    assert cli.main(["eval", "merge", str(tmp_path / "200"), str(tmp_path / "200-300")]) == 1
+    assert "which" in capsys.readouterr().err
+    for text in ("", "[]", '{"settings": {}}', '{"settings": {"seed": 0}, "rows": [{}]}'):
+        (tmp_path / "results.json").write_text(text)
+        assert cli.main(["eval", "merge", str(tmp_path)]) == 1
+        assert "found no report of recall" in capsys.readouterr().err
+
+
+def test_layers_on_a_gpu_are_asked_for_and_not_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["eval", "recall", "--lengths", "200"], ["calibrate", "-o", "never.gguf"]):
+        assert cli.main([*command, "--gpu-layers", "3"]) == 1
+        assert "gpu_layers: found 3 with device 'cpu'" in capsys.readouterr().err
+
+
 def test_every_combination_stands_once() -> None:
     names = ["sparse-size=0,64", "policy=first,self_recall", "window-size=64,128"]
     found = combinations(BASE, list(map(parse_assignment, names)))
@@ -132,6 +169,14 @@ def test_perplexity_is_that_of_the_scores(model: Model) -> None:
     assert rows[-1].mean == pytest.approx(np.mean(scores), rel=1e-4)
     assert [(row.first, row.last) for row in rows] == [(1, 63), (64, 127), (128, 199), (1, 199)]
     assert rows[1].mean == pytest.approx(np.mean([s[63:127] for s in scores]), rel=1e-4)
+
+
+def test_segments_that_are_read_together_diverge_as_alone() -> None:
+    segments = segments_of(BASE, "def add(first, second):\n    return first + second\n" * 60, 160, 3)
+    together = measure_divergence(BASE, [BASE.softmax()], segments, every=40)[-1]
+    alone = [measure_divergence(BASE, [BASE.softmax()], [segment], every=40)[-1] for segment in segments]
+    assert together.mean == pytest.approx(np.mean([row.mean for row in alone]), rel=1e-3)
+    assert together.same_choice == pytest.approx(np.mean([row.same_choice for row in alone]))
 
 
 def test_a_configuration_does_not_diverge_from_itself_and_softmax_does(model: Model) -> None:

@@ -13,8 +13,15 @@ from ..eval.configurations import Configuration, combinations, parse_assignment
 from ..eval.haystacks import find_haystack, read_text
 from ..eval.likelihood import PositionRow, measure_divergence, measure_perplexity, segments_of
 from ..eval.paper import paper_configurations
-from ..eval.recall import measure_recall
-from ..eval.report import position_markdown, position_picture, recall_markdown, recall_pictures, write_report
+from ..eval.recall import RecallRow, measure_recall
+from ..eval.report import (
+    position_markdown,
+    position_picture,
+    read_recall,
+    recall_markdown,
+    recall_pictures,
+    write_report,
+)
 from ..eval.tasks import TASKS
 from .shared import add_model_options, add_session_options, session_options
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
 def add(commands: Subcommands) -> None:
     parser = commands.add_parser("eval", help="measure recall, perplexity and divergence")
-    kinds = parser.add_subparsers(required=True, metavar="recall | paper | perplexity | divergence")
+    kinds = parser.add_subparsers(required=True, metavar="recall | paper | perplexity | divergence | merge")
     recall = _kind(kinds, "recall", _recall, "how often hidden things are found, by task, length and depth")
     _add_recall_options(recall, tasks=["passkey", "needle"], lengths=[512, 1024, 2048, 4096])
     recall.add_argument("--depths", type=float, nargs="+", help="0 start to 1 end, for a heat map; default: anywhere")
@@ -44,6 +51,10 @@ def add(commands: Subcommands) -> None:
     reference.add_argument("--reference-adapter", type=Path)
     reference.add_argument("--reference-device")
     reference.add_argument("--reference", action="append", default=[], metavar="NAME=VALUE", help="a session option")
+    merge = kinds.add_parser("merge", help="one table from reports of recall that were measured in parts")
+    merge.add_argument("folders", type=Path, nargs="+", help="what --out of the parts named")
+    merge.add_argument("-o", "--out", type=Path, help="a folder for report.md, results.json and pictures")
+    merge.set_defaults(command=_merge, seed=None)
 
 
 def _kind(
@@ -63,7 +74,7 @@ def _add_recall_options(parser: argparse.ArgumentParser, *, tasks: list[str], le
     parser.add_argument("--samples", type=int, nargs="+", default=[100], help="one number, or one for each length")
     parser.add_argument("--haystack", default="noise", help="noise, noise_lines, stdlib, or a file or folder of text")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--active", type=int, default=8, help="sessions in one pass")
+    parser.add_argument("--active", type=int, help="sessions open at a time; default: 8 on the CPU, 64 on a GPU")
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +115,23 @@ def _measure_recall(
         haystack=find_haystack(options.haystack),
         seed=options.seed,
         active=options.active,
+        after_prompts=lambda rows: _save_recall(options, rows),
     )
-    _write(options, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows))
+    print(recall_markdown(rows), end="")
     return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    rows = read_recall(options.folders)
+    options.folders = [str(folder) for folder in options.folders]
+    print(recall_markdown(rows), end="")
+    _save_recall(options, rows)
+    return 0
+
+
+def _save_recall(options: argparse.Namespace, rows: list[RecallRow]) -> None:
+    """What there is so far, for long runs that are stopped."""
+    _save(options, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows))
 
 
 def _perplexity(options: argparse.Namespace) -> int:
@@ -133,7 +158,8 @@ def _divergence(options: argparse.Namespace) -> int:
 def _report_positions(options: argparse.Namespace, rows: list[PositionRow], *, divergence: bool) -> int:
     text = position_markdown(rows, divergence=divergence)
     picture = position_picture(rows, divergence=divergence)
-    _write(options, [vars(row) for row in rows], text, {str(options.kind): picture})
+    print(text, end="")
+    _save(options, [vars(row) for row in rows], text, {str(options.kind): picture})
     return 0
 
 
@@ -144,6 +170,7 @@ def _base(options: argparse.Namespace) -> Configuration:
         adapter=None if options.adapter is None else str(options.adapter),
         device=options.device,
         threads=options.threads,
+        gpu_layers=options.gpu_layers,
         options=tuple(sorted(session_options(options).items())),
     )
 
@@ -154,8 +181,7 @@ def _varied(options: argparse.Namespace) -> list[Configuration]:
     return [base.softmax(), *configurations] if options.softmax else configurations
 
 
-def _write(options: argparse.Namespace, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]) -> None:
-    print(text, end="")
+def _save(options: argparse.Namespace, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]) -> None:
     if options.out is not None:
         settings = {
             name: str(value) if isinstance(value, Path) else value

@@ -4,12 +4,18 @@ The policy weighs a pair's recall error by exp(kappa ||k||^2 / 2d), its guess of
 Text tells: for every pair that has left the window, take the largest weight that softmax attention gives it in any
 later query; kappa is the slope of the logarithm of that weight over ||k||^2 / 2d. It is negative where small keys
 attract. The mean weight instead of the largest would not do: most of it is spread thinly over keys nobody looks for.
+
+Not every model is better off with its slopes: where recall errors tell by themselves what will be asked for, any kappa
+spoils them. So the rules are tried on other text, and the one that foretells it best is taken, where a token needs
+more than window and hidden state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +25,15 @@ from ..inspection import lola_layers
 from ..model import Model
 from .progress import bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import SessionOptions
+
 Floats = NDArray[np.float32]
 
 _PASS = 256  # tokens at a time: bounds the memory of the weights
+_NEED = 0.5  # nats: how much more of a token exact attention has to know
 _LATER = 4  # a pair counts when at least 1/4 of the segment's queries come after it left the window
 
 
@@ -33,6 +45,46 @@ class HeadKappa:
     head: int
     kappa: float
     correlation: float
+
+
+def by_layer(heads: Sequence[HeadKappa]) -> dict[int, Floats]:
+    """kappa as adapters have it: of each layer, [heads]."""
+    layers = sorted({head.layer for head in heads})
+    return {layer: np.array([h.kappa for h in heads if h.layer == layer], np.float32) for layer in layers}
+
+
+def losses_by_rule(
+    base: Path, adapter: Path, calibrated: Path, segments: Sequence[list[int]], **where: Any
+) -> dict[str, float]:
+    """The mean loss of the tokens that need a sparse cache: with self_recall, the adapter's kappa, and the slopes.
+
+    They are those that the same weights foretell better with all pairs exact than with window and hidden state alone:
+    the others would drown the differences.
+
+    calibrated  the adapter with the slopes; one-file models are their own base and adapter
+    where       device, threads, gpu_layers of Model
+    """
+    plain, sloped = (Model(*dict.fromkeys((base, source)), **where) for source in (adapter, calibrated))
+    defaults = plain.session_defaults
+    size, chunk = defaults["sparse_size"] or defaults["window_size"], defaults["chunk_size"]
+    everything = -(-len(segments[0]) // chunk) * chunk
+    with bar(5 * sum(map(len, segments)), "comparing rules") as progress:
+
+        def losses(model: Model, **options: Unpack[SessionOptions]) -> Floats:
+            found = []
+            for segment in segments:
+                found.append(-model.session(**options).score(segment)[1:])
+                progress.update(len(segment))
+            return np.concatenate(found)
+
+        exact, without = losses(plain, sparse_size=0, window_size=everything), losses(plain, sparse_size=0)
+        found = {
+            "self_recall": losses(plain, policy="self_recall", sparse_size=size),
+            "as it was": losses(plain, policy="weighted_recall", sparse_size=size),
+            "slopes": losses(sloped, policy="weighted_recall", sparse_size=size),
+        }
+    needed = without - exact > _NEED
+    return {name: float(loss[needed if needed.any() else ...].mean()) for name, loss in found.items()}
 
 
 def calibrate(model: Model, segments: Sequence[list[int]], *, window_size: int | None = None) -> list[HeadKappa]:

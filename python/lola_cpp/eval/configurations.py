@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from .._core import UsageError
 from ..model import Model, default_files
@@ -25,6 +25,7 @@ class Configuration:
     model    a GGUF file; None is the model inside the package
     adapter  a LoLA adapter; "none" runs the model's own softmax attention; None is the embedded model's, else none
     options  of Model.session, sorted by name
+    device, threads, gpu_layers  as of Model
     """
 
     name: str
@@ -33,9 +34,15 @@ class Configuration:
     device: str = "cpu"
     threads: int | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    gpu_layers: int | Literal["auto"] | None = None
 
     def load(self) -> Model:
-        return _load(self.model, self.adapter, self.device, self.threads)
+        return _load(self.model, self.adapter, self.device, self.threads, self.gpu_layers)
+
+    @property
+    def active(self) -> int:
+        """How many sessions side by side use the device well."""
+        return 8 if self.device == "cpu" else 64
 
     def session(self, context_length: int) -> Session:
         """A new session; context_length is for the softmax layers, where the options name none."""
@@ -54,10 +61,12 @@ class Configuration:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str | None, adapter: str | None, device: str, threads: int | None) -> Model:
+def _load(
+    path: str | None, adapter: str | None, device: str, threads: int | None, gpu_layers: int | Literal["auto"] | None
+) -> Model:
     base, own = default_files() if path is None else (path, None)
     chosen = None if adapter == "none" else adapter or own
-    return Model(base, chosen, device=device, threads=threads)
+    return Model(base, chosen, device=device, threads=threads, gpu_layers=gpu_layers)
 
 
 def parse_assignment(text: str) -> tuple[str, list[Any]]:

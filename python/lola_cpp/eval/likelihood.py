@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import UsageError
-from ..session import Session
+from ..session import Session, advance
 from .configurations import Configuration
 from .progress import bar
 from .statistics import mean_and_error
@@ -85,34 +85,43 @@ def measure_divergence(
     at = np.arange(every, len(segments[0]) + 1, every)
     found: dict[str, list[tuple[Floats, Floats]]] = {other.name: [] for other in others}
     with bar(len(segments) * len(at) * every, "comparing") as progress:
-        for segment in segments:
-            sessions = [c.session(len(segment)) for c in (reference, *others)]
-            steps = []
+        for begin in range(0, len(segments), reference.active):
+            part = segments[begin : begin + reference.active]
+            sessions = [[c.session(len(segment)) for segment in part] for c in (reference, *others)]
+            steps = []  # of each place: of each other configuration: (KL, same choice) of each segment
             for end in at:
-                steps.append(_compare(sessions, segment[end - every : end]))
-                progress.update(every)
+                steps.append(_compare(sessions, [segment[end - every : end] for segment in part]))
+                progress.update(every * len(part))
             for i, other in enumerate(others):
-                kl, same = zip(*(step[i] for step in steps), strict=True)
-                found[other.name].append((np.array(kl), np.array(same)))
+                for kl, same in np.array([step[i] for step in steps]).transpose(2, 1, 0):
+                    found[other.name].append((kl, same))
     rows = []
     for name, pairs in found.items():
         rows += _by_position(name, np.array([kl for kl, _ in pairs]), at, np.array([same for _, same in pairs]))
     return rows
 
 
-def _compare(sessions: Sequence[Session], tokens: list[int]) -> list[tuple[float, float]]:
-    """(KL, same choice) of every session but the first against the first, after reading the tokens."""
+def _compare(sessions: Sequence[Sequence[Session]], tokens: Sequence[list[int]]) -> list[tuple[Floats, Floats]]:
+    """Of each configuration but the first, by session: KL and same choice against the first's, after the tokens.
+
+    sessions  of each configuration, as many as there are runs of tokens
+    """
     logs = []
-    for session in sessions:
-        session.append(tokens)
-        logs.append(_log_softmax(session.logits.astype(np.float64)))
+    for mine in sessions:
+        for session, part in zip(mine, tokens, strict=True):
+            session.pending.extend(part)
+        advance(mine)
+        logs.append(_log_softmax(np.array([session.logits for session in mine], np.float64)))
     first = logs[0]
-    return [(float(np.exp(first) @ (first - log)), float(first.argmax() == log.argmax())) for log in logs[1:]]
+    return [
+        ((np.exp(first) * (first - log)).sum(axis=1), (first.argmax(axis=1) == log.argmax(axis=1)).astype(np.float64))
+        for log in logs[1:]
+    ]
 
 
 def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _by_position(name: str, values: Floats, at: NDArray[np.int64], same: Floats | None = None) -> list[PositionRow]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._core import FormatError, UsageError
 from .likelihood import PositionRow
 from .plots import heat_map, line_plot
 from .recall import RecallRow
@@ -25,12 +26,34 @@ def write_report(
         (folder / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.svg").write_text(picture, encoding="utf-8")
 
 
+def read_recall(folders: Sequence[Path]) -> list[RecallRow]:
+    """The rows of several reports of recall, for one report of them all.
+
+    Raises UsageError where the same prompts were measured twice, FormatError where a folder holds no such report.
+    """
+    rows: list[RecallRow] = []
+    sources: dict[object, Path] = {}
+    for folder in folders:
+        path = folder / "results.json"
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            seed, found = report["settings"]["seed"], [RecallRow.from_dict(row) for row in report["rows"]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise FormatError(f"'{path}': found no report of recall: {error!r}") from error
+        for row in found:
+            if (first := sources.setdefault((row.cell, seed), folder)) != folder:
+                cell = f"{row.cell.task} at {row.cell.length}, {row.cell.configuration}"
+                raise UsageError(f"'{folder}': found {cell} with seed {seed}, which '{first}' has too")
+        rows += found
+    return rows
+
+
 def recall_markdown(rows: Sequence[RecallRow]) -> str:
     """A table per task: configurations down, lengths across, share right with its 95 % interval, bytes of a session."""
     parts = []
     for task in _once(row.cell.task for row in rows):
         of_task = [row for row in rows if row.cell.task == task]
-        lengths = _once(row.cell.length for row in of_task)
+        lengths = sorted(_once(row.cell.length for row in of_task))
         lines = [
             f"**{task}**, all answers right (95 % interval)",
             "",

@@ -1,0 +1,1 @@
+"""The parts of tools/study_budgets.py."""
