@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lola_cpp import Model
-from lola_cpp._core import DeviceError, FormatError, UnsupportedError, UsageError
+from lola_cpp._core import DeviceError, FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.adapter import Settings
 from lola_cpp.convert.hf import convert_folder
 from lola_cpp.convert.layout import Heads
@@ -210,6 +210,22 @@ def test_attention_transfer_lowers_the_error_of_every_layer_and_lora_the_loss(op
     assert report["loss"]["teacher"] == report["loss_before_lora"]["teacher"]
 
 
+def test_lora_trains_with_a_window_of_its_own_and_the_adapter_keeps_that_of_the_settings(tmp_path, options):
+    teacher = open_teacher(options)
+    data = read_sequences(options.data, options.model, length=96, vocab_size=teacher.base.vocab_size, seed=0)
+    found = {}
+    for window in (None, 96):  # nothing ever leaves a window as long as the sequences: the maps do not matter
+        for seed in (0, 1):
+            run = replace(options, lora_window=window, seed=seed, folder=tmp_path / f"{window} {seed}")
+            student = Student.start(replace(run, seed=0), teacher, Transfer.start(run, teacher).maps)
+            student.train(data)
+            found[window, seed] = torch.cat([value.detach().flatten() for value in student.tensors().values()])
+    assert torch.allclose(found[96, 0], found[96, 1], atol=1e-6)
+    assert not torch.allclose(found[None, 0], found[None, 1], atol=1e-6)
+    export_adapter(student, tmp_path / "adapter.gguf")
+    assert GgufFile(tmp_path / "adapter.gguf").find_int("adapter.lola.window_size", 0, 1 << 20) == 16
+
+
 @pytest.mark.parametrize("weights", ["host", "disk"])
 def test_weights_that_wait_elsewhere_train_the_same_maps(tmp_path, options, weights):
     distill(options, tmp_path / "device.gguf")
@@ -344,6 +360,7 @@ def test_bad_files_are_named(tmp_path, options):
         ({"batch": 0}, "batch: found 0"),
         ({"micro_batch": 3}, "micro_batch: found 3, wanted a divisor of the batch, 4"),
         ({"transfer_steps": -1}, "transfer_steps: found -1"),
+        ({"lora_window": 24}, "lora_window: found 24, wanted a multiple of the chunk_size, 16"),
         ({"lora_cache": 8, "settings": replace(SMALL, policy="first")}, "lora_cache: found policy first"),
     ],
 )

@@ -57,7 +57,7 @@ def options_for(given: argparse.Namespace) -> Options:
         transfer_steps=given.transfer_steps,
         lora_steps=given.lora_steps,
         lora_rate=1e-3,
-        lora_cache=64,
+        lora_window=given.lora_window,
         checkpoint_every=200,
         progress=True,
     )
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=330)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the second half of the schedule")
+    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the last third of the schedule")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
         "--demand-weight",
@@ -84,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=6000)
     parser.add_argument("--transfer-steps", type=int, default=800)
     parser.add_argument("--lora-steps", type=int, default=150)
+    parser.add_argument("--lora-window", type=int, default=256)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")

@@ -44,7 +44,7 @@ class Plan:
     demand_weight: float = 0.05
     compile: bool = False
     start: Path | None = None  # a folder whose weights are trained on, from this share of the schedule:
-    start_share: float = 0.5
+    start_share: float = 0.65
 
     def progress(self, spent: float) -> float:
         first = self.start_share if self.start else 0.0

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lora-rate", type=float, default=1e-4)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lora-cache", type=int, default=0, help="pairs in the sparse cache while LoRA trains")
+    parser.add_argument("--lora-window", type=int, help="tokens of the window while LoRA trains; default: --window's")
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -66,7 +67,7 @@ def _run(given: argparse.Namespace) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = given.folder or given.output.with_suffix("")
     names = "model weights length batch micro_batch transfer_steps transfer_rate lora_steps lora_rate lora_rank "
-    names += "lora_cache checkpoint_every seed"
+    names += "lora_cache lora_window checkpoint_every seed"
     options = Options(
         data=tuple(given.data),
         folder=folder,
