@@ -24,6 +24,7 @@ from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
+from tiny.text import Renamer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluat
 
 def test_renaming_swaps_words_the_same_way_throughout(corpus):
     tokens = corpus.training[:5000].astype(np.int64)
-    renamed = tiny_teacher.Renamer(corpus, np.random.default_rng(0))(tokens)
+    renamed = Renamer(corpus, np.random.default_rng(0))(tokens)
     pairs = set(zip(tokens.tolist(), renamed.tolist(), strict=True))
     assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
     assert 0.02 < np.mean(tokens != renamed) < 0.9

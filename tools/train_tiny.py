@@ -27,18 +27,17 @@ from tiny.evaluate import copy_tokenizer, evaluate
 from tiny.model import KAPPA
 from tiny.tasks import TaskMaker
 from tiny.teacher import Plan, train
+from tiny.text import TextMaker
 
 RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
 
 
 def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> None:
     rng = np.random.default_rng(11)
-    maker, text = TaskMaker(corpus, rng), corpus.training
+    maker, text = TaskMaker(corpus, rng), TextMaker(corpus, rng)
     with path.open("w", encoding="utf-8") as lines:
         for _ in range(count):
-            start = int(rng.integers(0, len(text) - length))
-            recall = rng.random() < RECALL_SHARE
-            tokens = maker.sample(length)[0] if recall else text[start : start + length]
+            tokens = maker.sample(length)[0] if rng.random() < RECALL_SHARE else text.sample(length)
             lines.write(json.dumps({"tokens": tokens.tolist()}) + "\n")
 
 

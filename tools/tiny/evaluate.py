@@ -19,7 +19,7 @@ from lola_cpp.distill.lora import Student
 from tiny.corpus import Corpus
 from tiny.tasks import TASKS, TaskMaker
 
-_TOKENS_AT_ONCE = 1 << 20
+_TOKENS_AT_ONCE, _WALKED_AT_ONCE = 1 << 20, 1 << 21  # the walk from boundary to boundary takes less memory a token
 _PERPLEXITY_TOKENS = 1 << 17
 
 
@@ -52,10 +52,10 @@ class Evaluation:
     def recall(self, length: int, memories: Iterable[Memory], samples: int) -> dict[str, dict[str, float]]:
         """The share of right answers by task and memory, on the same prompts; those of all tasks run together."""
         prompts = [prompt for task in TASKS for prompt in self._prompts(task, length, samples)]
-        at_once = max(1, _TOKENS_AT_ONCE // length)
-        parts = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
         found: dict[str, dict[str, float]] = {task: {} for task in TASKS}
         for memory in memories:
+            at_once = max(1, (_WALKED_AT_ONCE if memory.sparse else _TOKENS_AT_ONCE) // length)
+            parts = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
             right = np.concatenate([self._right(part, memory) for part in parts])
             for task, share in zip(TASKS, right.reshape(len(TASKS), samples).mean(1), strict=True):
                 found[task][memory.name] = float(share)
@@ -112,7 +112,7 @@ def evaluate(
     kappa = student.options.settings.kappa
     memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
     memories += [Memory(64, size, "self_recall") for size in sparse]
-    large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
+    large = [Memory(64, 448, kappa=kappa), *(Memory(256, 256, kappa=x) for x in (kappa, 1.0, 0.25)), Memory(512, 0)]
     short = min(4096, max(lengths))
     result: dict[str, object] = {"perplexity": {str(short): evaluation.perplexity(short, [*memories, *large])}}
     print(_table("perplexity by length", result["perplexity"]), flush=True)
