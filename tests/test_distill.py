@@ -291,6 +291,17 @@ def test_a_checkpoint_of_other_options_is_refused_by_name(tmp_path, options):
         distill(options, tmp_path / "a.gguf")
 
 
+def test_maps_of_another_run_take_the_place_of_a_transfer(tmp_path, options):
+    distill(options, tmp_path / "first.gguf")
+    maps = options.folder / "transfer.pt"
+    again = replace(options, maps=maps, transfer_rate=0.5, folder=tmp_path / "again")
+    distill(again, tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "first.gguf").read_bytes()
+    assert not (again.folder / "transfer.pt").exists()
+    with pytest.raises(FormatError, match=r"lora\.pt' is not a checkpoint of this stage"):
+        distill(replace(again, maps=options.folder / "lora.pt", folder=tmp_path / "wrong"), tmp_path / "wrong.gguf")
+
+
 def test_a_checkpoint_that_is_not_there_is_no_steps(tmp_path):
     assert load_state(tmp_path / "none.pt", {}, {}) == 0
 

@@ -66,32 +66,31 @@ def mix(
 def attend_with_cache(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings, sparse_size: int) -> Tensor:
     """The outputs with a sparse cache of `sparse_size` pairs per query head (policies self_recall, weighted_recall)."""
     q, k, v = _by_query_head(q, k, v)
+    tokens, window, chunk = q.shape[2], settings.window_size, settings.chunk_size
     phi_q, phi_k = features(q, maps.query_map, settings), features(k, maps.key_map, settings)
-    gate_logits, window, chunk = maps.window_logits[:, None, None], settings.window_size, settings.chunk_size
-    later = torch.ones(chunk, window + chunk, dtype=torch.bool, device=q.device).triu(window + 1)
-    pairs = torch.cat([k, v, phi_k], -1)  # what moves together
-    sizes = [k.shape[-1], v.shape[-1], phi_k.shape[-1]]
+    pairs, sizes = torch.cat([k, v, phi_k], -1), [k.shape[-1], v.shape[-1], phi_k.shape[-1]]  # what moves together
+    padding = -tokens % chunk
+    # All chunks at once, cut apart: a slice for each would have a gradient as long as the sequence.
+    queries = (_blocks(x, 0, padding, chunk).unbind(2) for x in (q * q.shape[-1] ** -0.5, phi_q))
+    near = (_spans(x, window, padding, chunk).unbind(2) for x in (k, v))
+    leaving = _blocks(pairs, window, padding, chunk).unbind(2)
+    in_window, _ = _masks(window, chunk, chunk, (tokens + padding) // chunk, q.device)
     state, total = q.new_zeros(*q.shape[:2], sizes[2], sizes[1]), q.new_zeros(*q.shape[:2], sizes[2], 1)
-    cache, outputs = pairs[:, :, :0], []
-    for begin in range(0, q.shape[2], chunk):
-        first, end = max(0, begin - window), min(begin + chunk, q.shape[2])
+    cache, outputs, gate_logits = pairs[:, :, :0], [], maps.window_logits[:, None, None]
+    for i, (q_i, phi_i, near_k, near_v) in enumerate(zip(*queries, *near, strict=True)):
         cache_k, cache_v, _ = cache.split(sizes, -1)
-        near_k, near_v, _ = pairs[:, :, first:end].split(sizes, -1)
-        scaled_q, phi = q[:, :, begin:end] * q.shape[-1] ** -0.5, phi_q[:, :, begin:end]
-        hidden = later[: end - begin, first - begin + window : end - begin + window]
-        near = (scaled_q @ near_k.transpose(-1, -2)).masked_fill(hidden, _NEVER)
-        logits = torch.cat([scaled_q @ cache_k.transpose(-1, -2), near], -1)
+        near_logits = (q_i @ near_k.transpose(-1, -2)).masked_fill(~in_window[i], _NEVER)
+        logits = torch.cat([q_i @ cache_k.transpose(-1, -2), near_logits], -1)
         weigh = partial(_weigh, cache_v, near_v)
-        outputs.append(mix(logits, weigh, phi @ state, phi @ total, gate_logits, settings))
-        leaving = slice(first, begin + chunk - window)
-        if leaving.stop > first:
-            eligible = torch.cat([cache, pairs[:, :, leaving]], 2)
+        outputs.append(mix(logits, weigh, phi_i @ state, phi_i @ total, gate_logits, settings))
+        if i * chunk >= window:
+            eligible = torch.cat([cache, leaving[i]], 2)
             order = _score(eligible.split(sizes, -1), state, total, settings).argsort(-1, descending=True)
             cache, lost = (_take(eligible, part) for part in (order[:, :, :sparse_size], order[:, :, sparse_size:]))
             _, lost_v, lost_phi = lost.split(sizes, -1)
             state = state + lost_phi.transpose(-1, -2) @ lost_v
             total = total + lost_phi.sum(2)[..., None]
-    return torch.cat(outputs, 2)
+    return torch.cat(outputs, 2)[:, :, :tokens]
 
 
 def _weigh(cache_v: Tensor, near_v: Tensor, weights: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Options:
     micro_batch: int = 1
     transfer_steps: int = 2000
     transfer_rate: float = 1e-2
+    maps: Path | None = None  # transfer.pt of another run, in place of a transfer
     lora_steps: int = 1000
     lora_rate: float = 1e-4
     lora_rank: int = 8
@@ -64,6 +65,8 @@ class Options:
         values = {name: getattr(self, name) for name in names}
         trained = ("feature_map", "feature_dim", "skip_connection", "mixing", "affine", "window_size", "chunk_size")
         values |= {name: getattr(self.settings, name) for name in (*trained, "softmax_layers")}
+        if stage == "lora":
+            values["maps"] = None if self.maps is None else str(self.maps.resolve())
         return values | {"model": str(self.model.resolve()), "data": digest}
 
 
