@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The embedded model from nothing but the Python standard library's sources and generated recall tasks.
 
-    python tools/train_tiny.py work --teacher-seconds 330 --transfer-steps 800 --lora-steps 150
+    python tools/train_tiny.py work --compile
     python tools/convert.py hf work/base -o tiny.gguf --type q8_0 --name tiny
 
 Every stage leaves its result in the folder and goes on from there: the corpus and its tokenizer, the softmax teacher
@@ -56,7 +56,7 @@ def options_for(given: argparse.Namespace) -> Options:
         transfer_steps=given.transfer_steps,
         lora_steps=given.lora_steps,
         lora_rate=1e-3,
-        lora_window=given.lora_window,
+        lora_cache=64,
         checkpoint_every=200,
         progress=True,
     )
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--teacher-seconds", type=float, default=330)
+    parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
     parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the last third of the schedule")
     parser.add_argument("--longest", type=int, default=32768)
@@ -80,10 +80,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
     parser.add_argument("--length", type=int, default=2048, help="of the distillation's sequences")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--transfer-steps", type=int, default=800)
-    parser.add_argument("--lora-steps", type=int, default=150)
-    parser.add_argument("--lora-window", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--transfer-steps", type=int, default=280)
+    parser.add_argument("--lora-steps", type=int, default=45)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")

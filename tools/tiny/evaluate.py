@@ -112,7 +112,7 @@ def evaluate(
     kappa = student.options.settings.kappa
     memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
     memories += [Memory(64, size, "self_recall") for size in sparse]
-    large = [Memory(64, 448, kappa=kappa), *(Memory(256, 256, kappa=x) for x in (kappa, 1.0, 0.25)), Memory(512, 0)]
+    large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
     short = min(4096, max(lengths))
     result: dict[str, object] = {"perplexity": {str(short): evaluation.perplexity(short, [*memories, *large])}}
     print(_table("perplexity by length", result["perplexity"]), flush=True)

@@ -76,7 +76,7 @@ class TaskMaker:
         if draw < 0.22:
             puzzle = self.passkey(extra=int(self.rng.integers(0, 3)))
         elif draw < 0.55:
-            puzzle = self.variables(chains=int(self.rng.integers(1, 1 + min(3, max(1, length // 256)))))
+            puzzle = self.variables(chains=int(self.rng.integers(1, 3)) if length >= 512 else 1)
         else:
             puzzle = self.magic(int(min(many, 2 ** self.rng.integers(0, 5))), int(self.rng.integers(1, 7)))
         return self.assemble(puzzle, length, self._any_haystack)
