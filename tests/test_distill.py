@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lola_cpp import Model
-from lola_cpp._core import DeviceError, FormatError, UnsupportedError, UsageError
+from lola_cpp._core import DeviceError, FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.adapter import Settings
 from lola_cpp.convert.hf import convert_folder
 from lola_cpp.convert.layout import Heads
@@ -210,6 +210,22 @@ def test_attention_transfer_lowers_the_error_of_every_layer_and_lora_the_loss(op
     assert report["loss"]["teacher"] == report["loss_before_lora"]["teacher"]
 
 
+def test_lora_trains_with_a_window_of_its_own_and_the_adapter_keeps_that_of_the_settings(tmp_path, options):
+    teacher = open_teacher(options)
+    data = read_sequences(options.data, options.model, length=96, vocab_size=teacher.base.vocab_size, seed=0)
+    found = {}
+    for window in (None, 96):  # nothing ever leaves a window as long as the sequences: the maps do not matter
+        for seed in (0, 1):
+            run = replace(options, lora_window=window, seed=seed, folder=tmp_path / f"{window} {seed}")
+            student = Student.start(replace(run, seed=0), teacher, Transfer.start(run, teacher).maps)
+            student.train(data)
+            found[window, seed] = torch.cat([value.detach().flatten() for value in student.tensors().values()])
+    assert torch.allclose(found[96, 0], found[96, 1], atol=1e-6)
+    assert not torch.allclose(found[None, 0], found[None, 1], atol=1e-6)
+    export_adapter(student, tmp_path / "adapter.gguf")
+    assert GgufFile(tmp_path / "adapter.gguf").find_int("adapter.lola.window_size", 0, 1 << 20) == 16
+
+
 @pytest.mark.parametrize("weights", ["host", "disk"])
 def test_weights_that_wait_elsewhere_train_the_same_maps(tmp_path, options, weights):
     distill(options, tmp_path / "device.gguf")
@@ -273,6 +289,17 @@ def test_a_checkpoint_of_other_options_is_refused_by_name(tmp_path, options):
     (options.folder / "transfer.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(FormatError, match="is not a checkpoint of this stage"):
         distill(options, tmp_path / "a.gguf")
+
+
+def test_maps_of_another_run_take_the_place_of_a_transfer(tmp_path, options):
+    distill(options, tmp_path / "first.gguf")
+    maps = options.folder / "transfer.pt"
+    again = replace(options, maps=maps, transfer_rate=0.5, folder=tmp_path / "again")
+    distill(again, tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "first.gguf").read_bytes()
+    assert not (again.folder / "transfer.pt").exists()
+    with pytest.raises(FormatError, match=r"lora\.pt' is not a checkpoint of this stage"):
+        distill(replace(again, maps=options.folder / "lora.pt", folder=tmp_path / "wrong"), tmp_path / "wrong.gguf")
 
 
 def test_a_checkpoint_that_is_not_there_is_no_steps(tmp_path):
@@ -344,6 +371,7 @@ def test_bad_files_are_named(tmp_path, options):
         ({"batch": 0}, "batch: found 0"),
         ({"micro_batch": 3}, "micro_batch: found 3, wanted a divisor of the batch, 4"),
         ({"transfer_steps": -1}, "transfer_steps: found -1"),
+        ({"lora_window": 24}, "lora_window: found 24, wanted a multiple of the chunk_size, 16"),
         ({"lora_cache": 8, "settings": replace(SMALL, policy="first")}, "lora_cache: found policy first"),
     ],
 )

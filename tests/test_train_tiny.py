@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from lola_cpp.distill.teacher import Teacher  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
+from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
+from tiny.text import Renamer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluat
 
 def test_renaming_swaps_words_the_same_way_throughout(corpus):
     tokens = corpus.training[:5000].astype(np.int64)
-    renamed = tiny_teacher.Renamer(corpus, np.random.default_rng(0))(tokens)
+    renamed = Renamer(corpus, np.random.default_rng(0))(tokens)
     pairs = set(zip(tokens.tolist(), renamed.tolist(), strict=True))
     assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
     assert 0.02 < np.mean(tokens != renamed) < 0.9
@@ -102,9 +105,37 @@ def test_the_demand_loss_is_lower_where_keys_and_values_stand_out_as_they_are_as
     assert plain > loud_key > _demand_loss(q, k, v, queries, 64)
 
 
+class Oracle:
+    """Knows the next token everywhere, but for one token of an answer that softmax attention alone gives."""
+
+    def __init__(self) -> None:
+        self.teacher = SimpleNamespace(head=lambda: lambda x: x)
+        self.options = SimpleNamespace(device="cpu")
+
+    def with_settings(self, **_: object) -> Oracle:
+        return self
+
+    def hidden(self, tokens: torch.Tensor, *, sparse_size: int, teacher: bool) -> torch.Tensor:
+        logits = 20 * torch.nn.functional.one_hot(tokens.roll(-1, 1), tiny_corpus.VOCABULARY).float()
+        if not teacher and sparse_size == 0:
+            logits[::2, -3] = 0
+        return logits
+
+
+def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
+    memories = [SOFTMAX, Memory(64, 0), Memory(64, 32)]
+    evaluation = Evaluation(Oracle(), corpus)
+    found = evaluation.recall(300, memories, 4)
+    assert set(found) == set(TASKS)
+    for shares in found.values():
+        assert [shares[memory.name] for memory in memories] == [1.0, 0.5, 1.0]
+    losses = evaluation.perplexity(300, memories)
+    assert losses[SOFTMAX.name] == pytest.approx(1.0, abs=1e-4) == losses[memories[2].name] < losses[memories[1].name]
+
+
 def test_the_rate_warms_up_stays_and_falls():
     rates = [tiny_teacher.rate_factor(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
     assert rates == pytest.approx([1 / 150, 1, 1, 0.03])
     plan = tiny_teacher.Plan(seconds=10, start=Path())
-    assert [plan.progress(spent) for spent in (0, 5, 10)] == [0.5, 0.75, 1.0]
+    assert [plan.progress(spent) for spent in (0, 5, 10)] == pytest.approx([0.65, 0.825, 1.0])
     assert all(sum(shares.values()) == pytest.approx(1) for _, shares in tiny_teacher.SCHEDULE)

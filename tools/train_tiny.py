@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The embedded model from nothing but the Python standard library's sources and generated recall tasks.
 
-    python tools/train_tiny.py work --teacher-seconds 330 --transfer-steps 800 --lora-steps 150
+    python tools/train_tiny.py work --compile
     python tools/convert.py hf work/base -o tiny.gguf --type q8_0 --name tiny
 
 Every stage leaves its result in the folder and goes on from there: the corpus and its tokenizer, the softmax teacher
@@ -27,18 +27,17 @@ from tiny.evaluate import copy_tokenizer, evaluate
 from tiny.model import KAPPA
 from tiny.tasks import TaskMaker
 from tiny.teacher import Plan, train
+from tiny.text import TextMaker
 
 RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
 
 
 def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> None:
     rng = np.random.default_rng(11)
-    maker, text = TaskMaker(corpus, rng), corpus.training
+    maker, text = TaskMaker(corpus, rng), TextMaker(corpus, rng)
     with path.open("w", encoding="utf-8") as lines:
         for _ in range(count):
-            start = int(rng.integers(0, len(text) - length))
-            recall = rng.random() < RECALL_SHARE
-            tokens = maker.sample(length)[0] if recall else text[start : start + length]
+            tokens = maker.sample(length)[0] if rng.random() < RECALL_SHARE else text.sample(length)
             lines.write(json.dumps({"tokens": tokens.tolist()}) + "\n")
 
 
@@ -67,9 +66,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--teacher-seconds", type=float, default=330)
+    parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the second half of the schedule")
+    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the last third of the schedule")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
         "--demand-weight",
@@ -81,9 +80,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
     parser.add_argument("--length", type=int, default=2048, help="of the distillation's sequences")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=6000)
-    parser.add_argument("--transfer-steps", type=int, default=800)
-    parser.add_argument("--lora-steps", type=int, default=150)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--transfer-steps", type=int, default=280)
+    parser.add_argument("--lora-steps", type=int, default=45)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")

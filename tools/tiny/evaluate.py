@@ -5,7 +5,6 @@ An answer is right where every one of its tokens is the most likely one, which i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -16,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lola_cpp.convert.adapter import Settings
 from lola_cpp.distill.lora import Student
 from tiny.corpus import Corpus
 from tiny.tasks import TASKS, TaskMaker
 
-_TOKENS_AT_ONCE = 1 << 20
+_TOKENS_AT_ONCE, _WALKED_AT_ONCE = 1 << 20, 1 << 21  # the walk from boundary to boundary takes less memory a token
 _PERPLEXITY_TOKENS = 1 << 17
 
 
@@ -51,35 +49,35 @@ class Evaluation:
     corpus: Corpus
     seed: int = 7
 
-    def recall(self, task: str, length: int, memories: Iterable[Memory], samples: int) -> dict[str, float]:
-        """The share of right answers by memory, on the same prompts."""
-        maker = TaskMaker(self.corpus, np.random.default_rng((self.seed, length, TASKS.index(task))), held_out=True)
-        prompts = [maker.evaluation(task, length) for _ in range(samples)]
-        at_once = max(1, _TOKENS_AT_ONCE // length)
-        found = {}
+    def recall(self, length: int, memories: Iterable[Memory], samples: int) -> dict[str, dict[str, float]]:
+        """The share of right answers by task and memory, on the same prompts; those of all tasks run together."""
+        prompts = [prompt for task in TASKS for prompt in self._prompts(task, length, samples)]
+        found: dict[str, dict[str, float]] = {task: {} for task in TASKS}
         for memory in memories:
-            right = sum(self._right(prompts[i : i + at_once], memory) for i in range(0, samples, at_once))
-            found[memory.name] = right / samples
+            at_once = max(1, (_WALKED_AT_ONCE if memory.sparse else _TOKENS_AT_ONCE) // length)
+            parts = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
+            right = np.concatenate([self._right(part, memory) for part in parts])
+            for task, share in zip(TASKS, right.reshape(len(TASKS), samples).mean(1), strict=True):
+                found[task][memory.name] = float(share)
         return found
 
-    def _right(self, prompts: list[tuple[np.ndarray, np.ndarray]], memory: Memory) -> int:
-        tokens = torch.from_numpy(np.stack([row for row, _ in prompts]).astype(np.int64))
-        hidden = self._hidden(tokens, memory)
-        right = 0
-        for row, (_, places) in enumerate(prompts):
-            places = torch.from_numpy(places)
-            guess = self.student.teacher.head()(hidden[row, places.to(hidden.device) - 1]).argmax(-1)
-            right += int((guess.cpu() == tokens[row, places]).all())
-        return right
+    def _prompts(self, task: str, length: int, samples: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        maker = TaskMaker(self.corpus, np.random.default_rng((self.seed, length, TASKS.index(task))), held_out=True)
+        return [maker.evaluation(task, length) for _ in range(samples)]
+
+    def _right(self, prompts: list[tuple[np.ndarray, np.ndarray]], memory: Memory) -> np.ndarray:
+        """For each prompt whether all tokens of its answer are the likeliest."""
+        tokens = np.stack([row for row, _ in prompts]).astype(np.int64)
+        rows = np.repeat(np.arange(len(prompts)), [len(places) for _, places in prompts])
+        places = np.concatenate([places for _, places in prompts])
+        guesses = self.student.teacher.head()(self._hidden(torch.from_numpy(tokens), memory)[rows, places - 1])
+        wrong = guesses.argmax(-1).cpu().numpy() != tokens[rows, places]
+        return np.bincount(rows, wrong) == 0
 
     def _hidden(self, tokens: torch.Tensor, memory: Memory) -> torch.Tensor:
-        options = self.student.options
-        settings: Settings = options.settings
+        student = self.student
         if memory.window:
-            settings = dataclasses.replace(
-                settings, window_size=memory.window, policy=memory.policy, kappa=memory.kappa
-            )
-        student = dataclasses.replace(self.student, options=dataclasses.replace(options, settings=settings))
+            student = student.with_settings(window_size=memory.window, policy=memory.policy, kappa=memory.kappa)
         with torch.no_grad():
             return student.hidden(tokens, sparse_size=memory.sparse, teacher=memory.window == 0)
 
@@ -113,27 +111,21 @@ def evaluate(
     begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
     kappa = student.options.settings.kappa
     memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
-    paper = [Memory(64, size, "self_recall") for size in sparse]
+    memories += [Memory(64, size, "self_recall") for size in sparse]
     large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
     short = min(4096, max(lengths))
-    result: dict[str, object] = {
-        "perplexity": {str(short): evaluation.perplexity(short, [*memories, *paper[-1:], *large])}
-    }
+    result: dict[str, object] = {"perplexity": {str(short): evaluation.perplexity(short, [*memories, *large])}}
     print(_table("perplexity by length", result["perplexity"]), flush=True)
     result["recall"] = {}
     for length in lengths:
         if time.perf_counter() - begin > seconds:
             print(f"left out from length {length} on: the evaluation's {seconds:.0f} s are spent")
             break
-        # Long prompts take long: fewer of them, and fewer sizes of the cache.
-        is_long = length > 2 * short
-        rows = (
-            [*memories[:2], memories[3], memories[-1]] if is_long else [*memories, *(paper if length == short else [])]
-        )
-        count = samples // 2 if is_long else samples
-        cells = {task: evaluation.recall(task, length, rows, count) for task in TASKS}
+        count = max(samples, samples * 2 * short // length)
+        cells = evaluation.recall(length, memories, count)
         result["recall"][str(length)] = {"prompts": count} | cells
-        print(_table(f"recall at {length}, n = {count}", cells), flush=True)
+        spent = time.perf_counter() - begin
+        print(_table(f"recall at {length}, n = {count}, after {spent:.0f} s", cells), flush=True)
         output.write_text(json.dumps(result, indent=1))
 
 

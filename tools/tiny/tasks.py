@@ -1,5 +1,5 @@
-"""Recall tasks as tokens: something hidden in a long text, and questions after it. The wording is the literature's
-(pass keys: arXiv 2305.16300; the others RULER's: arXiv 2404.06654); the words of lola_cpp.eval are never trained on.
+"""Recall tasks as tokens: something hidden in a long text, and questions after it. The wording is that of
+lola_cpp.eval; its words are never trained on.
 """
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
+from lola_cpp.eval import wording
 from lola_cpp.eval.haystacks import NOISE_SENTENCES
 from lola_cpp.eval.tasks import WORDS
 from tiny.corpus import BOS, Corpus
@@ -18,11 +18,6 @@ from tiny.corpus import BOS, Corpus
 TEXT, REST, ANSWER = 0, 1, 2  # what a token is: plain text, haystack and questions, answers
 TASKS = ("passkey", "needle", "needle in text", "four keys", "variables")
 _LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-_PASSKEY_OPENING = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
-)
-_CHAIN_OPENING = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 
 
 @dataclass(frozen=True)
@@ -104,9 +99,9 @@ class TaskMaker:
     def passkey(self, extra: int = 0) -> Puzzle:
         key = self._number(5)
         others = self.magic(extra, extra) if extra else Puzzle("", [], [])
-        question = Question("\nWhat is the pass key? The pass key is", f" {key}")
-        hidden = [f"The pass key is {key}. Remember it. {key} is the pass key.", *others.hidden]
-        return Puzzle(_PASSKEY_OPENING, hidden, self._shuffled([question, *others.questions]))
+        question = Question(wording.PASSKEY_QUESTION, f" {key}")
+        hidden = [wording.passkey_line(key), *others.hidden]
+        return Puzzle(wording.PASSKEY_OPENING, hidden, self._shuffled([question, *others.questions]))
 
     def magic(self, keys: int, questions: int) -> Puzzle:
         """A number for each word, for some words several."""
@@ -115,50 +110,29 @@ class TaskMaker:
         numbers = {
             word: [self._number(7) for _ in range(int(self.rng.integers(1, 5)) if several else 1)] for word in words
         }
-        hidden = self._shuffled(
-            [f"One of the special magic numbers for {word} is: {number}." for word in words for number in numbers[word]]
-        )
-        what, about = (
-            ("Some special magic numbers are", "numbers")
-            if len(hidden) > 1
-            else ("A special magic number is", "number")
-        )
-        opening = (
-            f"{what} hidden within the following text. Make sure to memorize it. "
-            f"I will quiz you about the {about} afterwards.\n"
-        )
+        hidden = self._shuffled([wording.magic_line(word, number) for word in words for number in numbers[word]])
         first_said = {number: i for i, sentence in enumerate(hidden) for number in [sentence[-8:-1]]}
         asked = [self._magic_question([word], numbers, first_said) for word in words[:questions]]
         if keys > 1 and not self.held_out and self.rng.random() < 0.3:
             asked.append(self._magic_question(words[: int(self.rng.integers(2, 5))], numbers, first_said))
-        return Puzzle(opening, hidden, asked)
+        return Puzzle(wording.magic_opening(len(hidden) > 1), hidden, asked)
 
     def _magic_question(self, words: list[str], numbers: dict[str, list[str]], order: dict[str, int]) -> Question:
         answers = [number for word in words for number in sorted(numbers[word], key=order.__getitem__)]
-        if len(answers) == 1:
-            about = f"special magic number for {words[0]} mentioned in the provided text"
-            return Question(f"\nWhat is the {about}? The {about} is", f" {answers[0]}")
-        named = words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"
-        about = f"special magic numbers for {named} mentioned in the provided text"
-        return Question(f"\nWhat are all the {about}? The {about} are", f" {', '.join(answers)}")
+        return Question(wording.magic_question(words, several=len(answers) > 1), f" {', '.join(answers)}")
 
     def variables(self, chains: int = 1) -> Puzzle:
         hidden, questions = [], []
         for _ in range(chains):
             value, names = self._number(5), ["".join(self.rng.choice(_LETTERS, 5)) for _ in range(5)]
-            hidden.append([f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))])
-            text = (
-                f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
-                f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the "
-                f"value {value}, they are:"
-            )
-            questions.append(Question(text, f" {', '.join(names)}"))
+            hidden.append(wording.chain_lines(value, names))
+            questions.append(Question(wording.chain_question(value, len(names)), f" {', '.join(names)}"))
         # Chains are woven into each other, each in its own order.
         places = np.argsort(self.rng.permuted(np.repeat(np.arange(chains), 5)), kind="stable")
         woven: list[str] = [""] * (5 * chains)
         for place, line in zip(places, [line for chain in hidden for line in chain], strict=True):
             woven[place] = line
-        return Puzzle(_CHAIN_OPENING, woven, self._shuffled(questions))
+        return Puzzle(wording.CHAIN_OPENING, woven, self._shuffled(questions))
 
     # Samples
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tiny.corpus import Corpus
 from tiny.model import TinyLlama
 from tiny.tasks import ANSWER, TEXT, TaskMaker
+from tiny.text import TextMaker
 
 # From this share of the time on: lengths, and how often each is drawn.
 SCHEDULE = [
@@ -29,7 +30,6 @@ SCHEDULE = [
     (0.75, {512: 0.15, 2048: 0.15, 8192: 0.15, 16384: 0.1, 32768: 0.45}),
 ]
 RECALL_SHARE = 0.5  # of the sequences
-RENAMED_SHARE = 0.7  # of the text: without it the model learns the library by heart
 ANSWER_WEIGHT, REST_WEIGHT = 0.5, 0.1
 DEMAND_FROM, DEMAND_LENGTH, DEMAND_QUERIES, NEAR = 0.3, 2048, 48, 64
 
@@ -44,7 +44,7 @@ class Plan:
     demand_weight: float = 0.05
     compile: bool = False
     start: Path | None = None  # a folder whose weights are trained on, from this share of the schedule:
-    start_share: float = 0.5
+    start_share: float = 0.65
 
     def progress(self, spent: float) -> float:
         first = self.start_share if self.start else 0.0
@@ -62,11 +62,7 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         info = torch.utils.data.get_worker_info()
         rng = np.random.default_rng((self.seed, info.id if info else 0))
-        maker, text, renamer = (
-            TaskMaker(self.corpus, rng),
-            self.corpus.training.astype(np.int64),
-            Renamer(self.corpus, rng),
-        )
+        maker, text = TaskMaker(self.corpus, rng), TextMaker(self.corpus, rng)
         while True:
             share = max(row for row in SCHEDULE if row[0] <= self.progress.value)[1]
             length = min(int(rng.choice(list(share), p=list(share.values()))), self.plan.longest)
@@ -76,28 +72,8 @@ class Batches(IterableDataset):
                 if rng.random() < RECALL_SHARE:
                     tokens[row], kinds[row] = maker.sample(length + 1)
                 else:
-                    start = int(rng.integers(0, len(text) - length - 1))
-                    piece = text[start : start + length + 1]
-                    tokens[row] = renamer(piece) if rng.random() < RENAMED_SHARE else piece
+                    tokens[row] = text.sample(length + 1)
             yield torch.from_numpy(tokens), torch.from_numpy(kinds[:, 1:].copy())
-
-
-class Renamer:
-    """Swaps some of the words for others of their kind, the same way throughout a text."""
-
-    def __init__(self, corpus: Corpus, rng: np.random.Generator) -> None:
-        self.rng = rng
-        pieces = [corpus.tokenizer.decode([i]) for i in range(corpus.tokenizer.get_vocab_size())]
-        spaced = [i for i, piece in enumerate(pieces) if piece[:1] == " " and piece[1:].isalpha()]
-        plain = [i for i, piece in enumerate(pieces) if piece.isalpha() and len(piece) > 1]
-        self.groups, self.size = [np.array(spaced), np.array(plain)], len(pieces)
-
-    def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        names, share = np.arange(self.size), self.rng.uniform(0.1, 0.6)
-        for group in self.groups:
-            chosen = group[self.rng.random(len(group)) < share]
-            names[chosen] = self.rng.permutation(chosen)
-        return names[tokens]
 
 
 def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 0) -> TinyLlama:

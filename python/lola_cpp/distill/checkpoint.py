@@ -31,22 +31,42 @@ def load_state(path: Path, identity: dict[str, Any], tensors: dict[str, Tensor],
     """
     if not path.is_file():
         return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, found, stored = state["step"], state["identity"], state["tensors"]
-        if set(stored) != set(tensors) or found.keys() != identity.keys():
-            raise KeyError("other tensors")
-    except Exception as error:  # torch reports a damaged file by exceptions of many kinds
-        raise FormatError(f"'{path}' is not a checkpoint of this stage: {error}") from error
+    state = _read(path, tensors)
+    found = state["identity"]
+    if found.keys() != identity.keys():
+        raise FormatError(f"'{path}' is not a checkpoint of this stage: {sorted(found)}, wanted {sorted(identity)}")
     for name, wanted in identity.items():
         if found[name] != wanted:
             raise UsageError(
                 f"'{path}': found a run with {name} {found[name]!r}, wanted {wanted!r}: go on with the same options, "
                 "or name another output folder"
             )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            value.copy_(stored[name])
+    _fill(tensors, state)
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
-    return int(step)
+    return int(state["step"])
+
+
+def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills the tensors from a checkpoint of whatever run.
+
+    Raises FormatError where it is damaged, or of other tensors.
+    """
+    _fill(tensors, _read(path, tensors))
+
+
+def _read(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        sizes = {name: value.shape for name, value in state["tensors"].items()}
+        if sizes != {name: value.shape for name, value in tensors.items()} or not {"step", "identity"} <= state.keys():
+            raise KeyError("other tensors")
+    except Exception as error:  # torch reports a damaged file by exceptions of many kinds
+        raise FormatError(f"'{path}' is not a checkpoint of this stage: {error}") from error
+    return state
+
+
+def _fill(tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    with torch.no_grad():
+        for name, value in tensors.items():
+            value.copy_(state["tensors"][name])

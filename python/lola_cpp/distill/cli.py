@@ -48,10 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batch", type=int, default=1, help="of them on the card at once")
     parser.add_argument("--transfer-steps", type=int, default=2000)
     parser.add_argument("--transfer-rate", type=float, default=1e-2)
+    parser.add_argument("--maps", type=Path, help="transfer.pt of another run: its maps, and no transfer here")
     parser.add_argument("--lora-steps", type=int, default=1000, help="0: no LoRA")
     parser.add_argument("--lora-rate", type=float, default=1e-4)
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--lora-cache", type=int, default=0, help="pairs in the sparse cache while LoRA trains")
+    parser.add_argument("--lora-window", type=int, help="tokens of the window while LoRA trains; default: --window's")
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -63,10 +65,11 @@ def _run(given: argparse.Namespace) -> None:
     from lola_cpp.distill.options import Options
     from lola_cpp.distill.run import distill
 
+    torch.set_flush_denormal(True)  # sharp attention makes many: CPUs are several times slower with them
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = given.folder or given.output.with_suffix("")
-    names = "model weights length batch micro_batch transfer_steps transfer_rate lora_steps lora_rate lora_rank "
-    names += "lora_cache checkpoint_every seed"
+    names = "model weights length batch micro_batch transfer_steps transfer_rate maps lora_steps lora_rate lora_rank "
+    names += "lora_cache lora_window checkpoint_every seed"
     options = Options(
         data=tuple(given.data),
         folder=folder,

@@ -6,7 +6,8 @@ q is [batch, heads, tokens, head_dim], k and v [batch, kv_heads, tokens, head_di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,14 +36,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings)
     if absorbed.any():
         near = (phi_q @ near_phi.transpose(-1, -2)) * absorbed
         linear, mass = linear + near @ near_v, mass + near.sum(-1, True)
-    y = mix(logits, near_v, linear, mass, maps.window_logits[:, None, None, None], settings)
+    gate_logits = maps.window_logits[:, None, None, None]
+    y = mix(logits, lambda weights: weights @ near_v, linear, mass, gate_logits, settings)
     return y.flatten(2, 3)[:, :, :tokens]
 
 
 def mix(
-    logits: Tensor, values: Tensor, linear: Tensor, mass: Tensor, gate_logits: Tensor, settings: Settings
+    logits: Tensor,
+    weigh: Callable[[Tensor], Tensor],
+    linear: Tensor,
+    mass: Tensor,
+    gate_logits: Tensor,
+    settings: Settings,
 ) -> Tensor:
-    """The exact pairs (logits, values) and the linear terms under one normaliser."""
+    """The exact pairs and the linear terms under one normaliser; `weigh` sums the pairs' values by weights."""
     gate = gate_logits.sigmoid()
     top = logits.amax(-1, True)
     if settings.mixing == "lolcats":  # the maximum is part of the trained function
@@ -53,46 +60,53 @@ def mix(
         weights, factor = (logits - shift).exp(), (-shift).exp()
         if settings.mixing == "gated":
             weights, factor = gate * weights, (1 - gate) * factor
-    return (weights @ values + factor * linear) / (weights.sum(-1, True) + factor * mass)
+    return (weigh(weights) + factor * linear) / (weights.sum(-1, True) + factor * mass)
 
 
 def attend_with_cache(q: Tensor, k: Tensor, v: Tensor, maps: LayerMaps, settings: Settings, sparse_size: int) -> Tensor:
     """The outputs with a sparse cache of `sparse_size` pairs per query head (policies self_recall, weighted_recall)."""
     q, k, v = _by_query_head(q, k, v)
+    tokens, window, chunk = q.shape[2], settings.window_size, settings.chunk_size
     phi_q, phi_k = features(q, maps.query_map, settings), features(k, maps.key_map, settings)
-    gate, chunk, scale = maps.window_logits[:, None, None], settings.chunk_size, q.shape[-1] ** -0.5
-    pairs = torch.cat([k, v, phi_k], -1)  # what moves together
-    sizes = [k.shape[-1], v.shape[-1], phi_k.shape[-1]]
+    pairs, sizes = torch.cat([k, v, phi_k], -1), [k.shape[-1], v.shape[-1], phi_k.shape[-1]]  # what moves together
+    padding = -tokens % chunk
+    # All chunks at once, cut apart: a slice for each would have a gradient as long as the sequence.
+    queries = (_blocks(x, 0, padding, chunk).unbind(2) for x in (q * q.shape[-1] ** -0.5, phi_q))
+    near = (_spans(x, window, padding, chunk).unbind(2) for x in (k, v))
+    leaving = _blocks(pairs, window, padding, chunk).unbind(2)
+    in_window, _ = _masks(window, chunk, chunk, (tokens + padding) // chunk, q.device)
     state, total = q.new_zeros(*q.shape[:2], sizes[2], sizes[1]), q.new_zeros(*q.shape[:2], sizes[2], 1)
-    cache, outputs = pairs[:, :, :0], []
-    for begin in range(0, q.shape[2], chunk):
-        first, end = max(0, begin - settings.window_size), min(begin + chunk, q.shape[2])
-        exact_k, exact_v, _ = torch.cat([cache, pairs[:, :, first:end]], 2).split(sizes, -1)
-        later = torch.ones(end - begin, end - first, dtype=torch.bool, device=q.device).triu(begin - first + 1)
-        logits = q[:, :, begin:end] @ exact_k.transpose(-1, -2) * scale
-        logits = logits.masked_fill(functional.pad(later, (cache.shape[2], 0)), _NEVER)
-        phi = phi_q[:, :, begin:end]
-        outputs.append(mix(logits, exact_v, phi @ state, phi @ total, gate, settings))
-        leaving = slice(first, begin + chunk - settings.window_size)
-        if leaving.stop > first:
-            eligible = torch.cat([cache, pairs[:, :, leaving]], 2)
-            order = _best_first(eligible.split(sizes, -1), state, total, settings)
+    cache, outputs, gate_logits = pairs[:, :, :0], [], maps.window_logits[:, None, None]
+    for i, (q_i, phi_i, near_k, near_v) in enumerate(zip(*queries, *near, strict=True)):
+        cache_k, cache_v, _ = cache.split(sizes, -1)
+        near_logits = (q_i @ near_k.transpose(-1, -2)).masked_fill(~in_window[i], _NEVER)
+        logits = torch.cat([q_i @ cache_k.transpose(-1, -2), near_logits], -1)
+        weigh = partial(_weigh, cache_v, near_v)
+        outputs.append(mix(logits, weigh, phi_i @ state, phi_i @ total, gate_logits, settings))
+        if i * chunk >= window:
+            eligible = torch.cat([cache, leaving[i]], 2)
+            order = _score(eligible.split(sizes, -1), state, total, settings).argsort(-1, descending=True)
             cache, lost = (_take(eligible, part) for part in (order[:, :, :sparse_size], order[:, :, sparse_size:]))
             _, lost_v, lost_phi = lost.split(sizes, -1)
             state = state + lost_phi.transpose(-1, -2) @ lost_v
             total = total + lost_phi.sum(2)[..., None]
-    return torch.cat(outputs, 2)
+    return torch.cat(outputs, 2)[:, :, :tokens]
 
 
-def _best_first(eligible: Sequence[Tensor], state: Tensor, total: Tensor, settings: Settings) -> Tensor:
-    """The order in which the eligible (k, v, phi) are kept, [batch, heads, pairs]."""
+def _weigh(cache_v: Tensor, near_v: Tensor, weights: Tensor) -> Tensor:
+    cached, near = weights.split([cache_v.shape[2], near_v.shape[2]], -1)
+    return cached @ cache_v + near @ near_v
+
+
+def _score(eligible: Sequence[Tensor], state: Tensor, total: Tensor, settings: Settings) -> Tensor:
+    """How much the eligible (k, v, phi) are worth keeping, [batch, heads, pairs]."""
     with torch.no_grad():
         k, v, phi = eligible
         recalled = (phi @ state) / (phi @ total).clamp_min(torch.finfo(total.dtype).tiny)
         score = (recalled - v).square().sum(-1).log()
         if settings.policy == "weighted_recall":
             score = score + settings.kappa * k.square().sum(-1) / (2 * k.shape[-1])
-        return score.argsort(dim=-1, descending=True)
+        return score
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class Student:
         updates = {i: {name: update(*size) for name, size in sizes.items()} for i in maps}
         return cls(options, teacher, maps, updates)
 
+    def with_settings(self, **changes: Any) -> Student:
+        """The same weights, remembering otherwise."""
+        settings = replace(self.options.settings, **changes)
+        return replace(self, options=replace(self.options, settings=settings))
+
     def tensors(self) -> dict[str, Tensor]:
         return {
             f"{i}.{name}.{half}": getattr(update, half)
@@ -60,7 +66,8 @@ class Student:
         """All steps that the checkpoint in the folder has not done yet."""
         options = self.options
         stage = Stage("lora", options.lora_steps, options.lora_rate, _CLIP, shown="loss")
-        run_stage(stage, options, data, self.tensors(), self._learn)
+        student = self if options.lora_window is None else self.with_settings(window_size=options.lora_window)
+        run_stage(stage, options, data, self.tensors(), student._learn)
 
     def _learn(self, tokens: Tensor) -> Tensor:
         """The loss of a batch; its gradients are left on the updates."""

@@ -28,10 +28,12 @@ class Options:
     micro_batch: int = 1
     transfer_steps: int = 2000
     transfer_rate: float = 1e-2
+    maps: Path | None = None  # transfer.pt of another run, in place of a transfer
     lora_steps: int = 1000
     lora_rate: float = 1e-4
     lora_rank: int = 8
     lora_cache: int = 0  # pairs of the sparse cache during LoRA
+    lora_window: int | None = None  # window during LoRA; None: that of the settings
     checkpoint_every: int = 100
     seed: int = 0
     progress: bool = False
@@ -45,7 +47,9 @@ class Options:
                 raise UsageError(f"{name}: found {getattr(self, name)}, wanted 0 or more")
         if self.batch % self.micro_batch:
             raise UsageError(f"micro_batch: found {self.micro_batch}, wanted a divisor of the batch, {self.batch}")
-        settings = self.settings
+        settings, window = self.settings, self.lora_window
+        if window is not None and (window < 1 or window % settings.chunk_size):
+            raise UsageError(f"lora_window: found {window}, wanted a multiple of the chunk_size, {settings.chunk_size}")
         if self.lora_cache and (settings.policy not in ("self_recall", "weighted_recall") or settings.chunk_size == 1):
             raise UsageError(
                 f"lora_cache: found policy {settings.policy} and chunk_size {settings.chunk_size}, "
@@ -56,11 +60,13 @@ class Options:
         """What a checkpoint of the stage has to agree with before it goes on."""
         names = {
             "transfer": ("length", "batch", "transfer_steps", "transfer_rate", "seed"),
-            "lora": ("length", "batch", "lora_steps", "lora_rate", "lora_rank", "lora_cache", "seed"),
+            "lora": ("length", "batch", "lora_steps", "lora_rate", "lora_rank", "lora_cache", "lora_window", "seed"),
         }[stage]
         values = {name: getattr(self, name) for name in names}
         trained = ("feature_map", "feature_dim", "skip_connection", "mixing", "affine", "window_size", "chunk_size")
         values |= {name: getattr(self.settings, name) for name in (*trained, "softmax_layers")}
+        if stage == "lora":
+            values["maps"] = None if self.maps is None else str(self.maps.resolve())
         return values | {"model": str(self.model.resolve()), "data": digest}
 
 

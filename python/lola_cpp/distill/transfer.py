@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lola_cpp.distill.checkpoint import load_tensors
 from lola_cpp.distill.data import Sequences
 from lola_cpp.distill.feature_map import LayerMaps, initial_maps
 from lola_cpp.distill.linear_attention import attend
@@ -41,8 +42,11 @@ class Transfer:
         return {f"{i}.{name}": value for i, maps in self.maps.items() for name, value in maps.tensors().items()}
 
     def train(self, data: Sequences) -> None:
-        """All steps that the checkpoint in the folder has not done yet."""
+        """All steps that the checkpoint in the folder has not done yet; none with maps that are given."""
         options = self.options
+        if options.maps is not None:
+            load_tensors(options.maps, self.tensors())
+            return
         stage = Stage("transfer", options.transfer_steps, options.transfer_rate, _CLIP, shown="error")
         run_stage(stage, options, data, self.tensors(), lambda tokens: self.step(tokens).mean())
 

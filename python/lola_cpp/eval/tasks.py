@@ -1,8 +1,4 @@
-"""Prompts that ask for something hidden in a long text. A task is one function and one row of TASKS.
-
-The wording is that of the literature: pass keys (Mohtashami and Jaggi, arXiv 2305.16300), the others RULER's
-(arXiv 2404.06654).
-"""
+"""Prompts that ask for something hidden in a long text. A task is one function and one row of TASKS."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 from .._core import UsageError
+from . import wording
 from .haystacks import NOISE, Haystack
 
 # fmt: off
@@ -126,10 +122,9 @@ def _most_units(tokens_of: Callable[[int], int], length: int) -> int:
 def passkey(rng: random.Random) -> Puzzle:
     key = _digits(rng, 5)
     return Puzzle(
-        opening="There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-        "I will quiz you about the important information there.\n",
-        hidden=(f"The pass key is {key}. Remember it. {key} is the pass key.",),
-        question="\nWhat is the pass key? The pass key is",
+        opening=wording.PASSKEY_OPENING,
+        hidden=(wording.passkey_line(key),),
+        question=wording.PASSKEY_QUESTION,
         answers=(key,),
     )
 
@@ -138,10 +133,9 @@ def needle(rng: random.Random, *, keys: int = 1) -> Puzzle:
     """A number for each of `keys` words; one is asked for."""
     words, numbers = rng.sample(WORDS, keys), [_digits(rng, 7) for _ in range(keys)]
     return Puzzle(
-        opening=_magic_opening(keys > 1),
-        hidden=tuple(map(_magic, words, numbers)),
-        question=f"\nWhat is the special magic number for {words[0]} mentioned in the provided text? "
-        f"The special magic number for {words[0]} mentioned in the provided text is",
+        opening=wording.magic_opening(keys > 1),
+        hidden=tuple(map(wording.magic_line, words, numbers)),
+        question=wording.magic_question(words[:1], several=False),
         answers=(numbers[0],),
     )
 
@@ -150,9 +144,9 @@ def multi_value(rng: random.Random) -> Puzzle:
     """Four numbers for one word; all are asked for."""
     word, numbers = rng.choice(WORDS), [_digits(rng, 7) for _ in range(4)]
     return Puzzle(
-        opening=_magic_opening(True),
-        hidden=tuple(_magic(word, number) for number in numbers),
-        question=_magic_question(word),
+        opening=wording.magic_opening(True),
+        hidden=tuple(wording.magic_line(word, number) for number in numbers),
+        question=wording.magic_question([word], several=True),
         answers=tuple(numbers),
     )
 
@@ -161,9 +155,9 @@ def multi_query(rng: random.Random) -> Puzzle:
     """A number for each of four words; all are asked for."""
     words, numbers = rng.sample(WORDS, 4), [_digits(rng, 7) for _ in range(4)]
     return Puzzle(
-        opening=_magic_opening(True),
-        hidden=tuple(map(_magic, words, numbers)),
-        question=_magic_question(f"{', '.join(words[:-1])}, and {words[-1]}"),
+        opening=wording.magic_opening(True),
+        hidden=tuple(map(wording.magic_line, words, numbers)),
+        question=wording.magic_question(words, several=True),
         answers=tuple(numbers),
     )
 
@@ -173,12 +167,10 @@ def variable_chain(rng: random.Random) -> Puzzle:
     value = _digits(rng, 5)
     names = ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5)) for _ in range(5)]
     return Puzzle(
-        opening="Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
-        hidden=(f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))),
+        opening=wording.CHAIN_OPENING,
+        hidden=wording.chain_lines(value, names),
         in_order=True,
-        question=f"\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
-        f"According to the chain(s) of variable assignment in the text above, 5 variables are assigned the value "
-        f"{value}, they are:",
+        question=wording.chain_question(value, len(names)),
         answers=tuple(names),
     )
 
@@ -221,22 +213,3 @@ TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
 
 def _digits(rng: random.Random, count: int) -> str:
     return "".join(rng.choices("0123456789", k=count))
-
-
-def _magic(word: str, number: str) -> str:
-    return f"One of the special magic numbers for {word} is: {number}."
-
-
-def _magic_opening(several: bool) -> str:
-    what, about = ("Some special magic numbers are", "numbers") if several else ("A special magic number is", "number")
-    return (
-        f"{what} hidden within the following text. Make sure to memorize it. "
-        f"I will quiz you about the {about} afterwards.\n"
-    )
-
-
-def _magic_question(words: str) -> str:
-    return (
-        f"\nWhat are all the special magic numbers for {words} mentioned in the provided text? "
-        f"The special magic numbers for {words} mentioned in the provided text are"
-    )
