@@ -214,16 +214,29 @@ def test_lora_trains_with_a_window_of_its_own_and_the_adapter_keeps_that_of_the_
     teacher = open_teacher(options)
     data = read_sequences(options.data, options.model, length=96, vocab_size=teacher.base.vocab_size, seed=0)
     found = {}
-    for window in (None, 96):  # nothing ever leaves a window as long as the sequences: the maps do not matter
+    for window in ((), (96,)):  # nothing ever leaves a window as long as the sequences: the maps do not matter
         for seed in (0, 1):
-            run = replace(options, lora_window=window, seed=seed, folder=tmp_path / f"{window} {seed}")
+            run = replace(options, lora_window=window, seed=seed, folder=tmp_path / f"{len(window)} {seed}")
             student = Student.start(replace(run, seed=0), teacher, Transfer.start(run, teacher).maps)
             student.train(data)
             found[window, seed] = torch.cat([value.detach().flatten() for value in student.tensors().values()])
-    assert torch.allclose(found[96, 0], found[96, 1], atol=1e-6)
-    assert not torch.allclose(found[None, 0], found[None, 1], atol=1e-6)
+    assert torch.allclose(found[(96,), 0], found[(96,), 1], atol=1e-6)
+    assert not torch.allclose(found[(), 0], found[(), 1], atol=1e-6)
     export_adapter(student, tmp_path / "adapter.gguf")
     assert GgufFile(tmp_path / "adapter.gguf").find_int("adapter.lola.window_size", 0, 1 << 20) == 16
+
+
+def test_lora_learns_the_teachers_logits_where_they_are_its_target(options):
+    options = replace(options, transfer_steps=0, lora_steps=30, lora_rate=1e-2, lora_target="teacher")
+    teacher = open_teacher(options)
+    data = read_sequences(options.data, options.model, length=96, vocab_size=teacher.base.vocab_size, seed=0)
+    held_out = torch.from_numpy(data.held_out.astype("int64"))
+    student = Student.start(options, teacher, Transfer.start(options, teacher).maps)
+    before = student.divergence(held_out)
+    everything = student.with_settings(window_size=96)  # softmax attention, and no updates yet
+    assert everything.divergence(held_out).item() == pytest.approx(0, abs=1e-5)
+    student.train(data)
+    assert student.divergence(held_out) < 0.9 * before
 
 
 @pytest.mark.parametrize("weights", ["host", "disk"])
@@ -371,8 +384,9 @@ def test_bad_files_are_named(tmp_path, options):
         ({"batch": 0}, "batch: found 0"),
         ({"micro_batch": 3}, "micro_batch: found 3, wanted a divisor of the batch, 4"),
         ({"transfer_steps": -1}, "transfer_steps: found -1"),
-        ({"lora_window": 24}, "lora_window: found 24, wanted a multiple of the chunk_size, 16"),
-        ({"lora_cache": 8, "settings": replace(SMALL, policy="first")}, "lora_cache: found policy first"),
+        ({"lora_window": (16, 24)}, "lora_window: found 24, wanted a multiple of the chunk_size, 16"),
+        ({"lora_target": "next"}, "lora_target: found 'next', wanted one of text, teacher"),
+        ({"lora_cache": (8,), "settings": replace(SMALL, policy="first")}, "lora_cache: found policy first"),
     ],
 )
 def test_options_out_of_range_are_refused(options, changes, message):

@@ -24,7 +24,7 @@ from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
-from tiny.text import Renamer  # noqa: E402
+from tiny.text import Renamer, TextMaker  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,8 @@ def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
     tokens = torch.from_numpy(corpus.training[:101].astype(np.int64))[None]
     student = Student(Options(tmp_path, (), tmp_path), Teacher(tmp_path), {}, {})
     with torch.no_grad():
-        losses, _ = model(tokens[:, :-1], tokens[:, 1:], None, 64)
+        hidden, _ = model.hidden(tokens[:, :-1], None, 64)
+        losses = model.losses(hidden, model.output, tokens[:, 1:].flatten())
         wanted = student.loss(tokens, teacher=True)
     torch.testing.assert_close(losses.mean(), wanted, rtol=1e-4, atol=1e-4)
 
@@ -134,8 +135,65 @@ def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
 
 
 def test_the_rate_warms_up_stays_and_falls():
-    rates = [tiny_teacher.rate_factor(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
-    assert rates == pytest.approx([1 / 150, 1, 1, 0.03])
-    plan = tiny_teacher.Plan(seconds=10, start=Path())
-    assert [plan.progress(spent) for spent in (0, 5, 10)] == pytest.approx([0.65, 0.825, 1.0])
-    assert all(sum(shares.values()) == pytest.approx(1) for _, shares in tiny_teacher.SCHEDULE)
+    teacher, polish = tiny_teacher.TEACHER, tiny_teacher.POLISH
+    rates = [teacher.rate_at(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
+    assert rates == pytest.approx([2e-3 / 150, 2e-3, 2e-3, 6e-5])
+    rates = [polish.rate_at(step, share) for step, share in ((0, 0), (100, 0.5), (100, 1.0))]
+    assert rates == pytest.approx([4e-4 / 30, 2e-4, 0], abs=1e-9)
+    for stage in (teacher, polish):
+        assert all(sum(shares.values()) == pytest.approx(1) for _, shares in stage.lengths)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with an untrained teacher."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    TinyLlama().save(folder)
+    return folder
+
+
+def test_polishing_goes_on_from_the_folder_and_from_its_own_checkpoint(corpus, base, tmp_path):
+    plan = tiny_teacher.Plan(2.0, tiny_teacher.POLISH, tokens=512, longest=256, workers=0, start=base)
+    polished = tiny_teacher.train(corpus, plan, tmp_path, "cpu")
+    start = TinyLlama()
+    start.load(base)
+    pairs = list(zip(polished.parameters(), start.parameters(), strict=True))
+    assert any(not torch.equal(new, old) for new, old in pairs)
+    assert all((new - old).abs().max() < 0.2 for new, old in pairs)
+    again = tiny_teacher.train(corpus, plan, tmp_path, "cpu")  # nothing is left to do
+    assert all(torch.equal(*pair) for pair in zip(again.parameters(), polished.parameters(), strict=True))
+
+
+def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base):
+    anchor, model = TinyLlama(), TinyLlama()
+    anchor.load(base)
+    model.load(base)
+    rng = np.random.default_rng(0)
+    rows = np.stack([TextMaker(corpus, rng).sample(65) for _ in range(2)] + [TaskMaker(corpus, rng).sample(65)[0]])
+    tokens, kinds = torch.from_numpy(rows), torch.zeros(3, 64, dtype=torch.uint8)
+    kinds[2] = ANSWER
+
+    def drift():
+        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds)
+
+    assert drift().item() == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        model.output += 0.05 * torch.randn_like(model.output)
+    first = drift()
+    first.backward()
+    with torch.no_grad():
+        model.output -= 0.1 * model.output.grad / model.output.grad.norm()
+        assert drift() < first
+
+
+def test_lookalike_names_are_of_few_letters_and_all_different(corpus):
+    maker = TaskMaker(corpus, np.random.default_rng(0))
+    for _ in range(20):
+        puzzle = maker.variables(4, list("ABCDE"))
+        names = [name for question in puzzle.questions for name in question.answer.strip().split(", ")]
+        assert len(set(names)) == 20
+        assert set("".join(names)) <= set("ABCDE")
+        tokens, kinds = maker.sample(2049, lookalikes=1.0)
+        assert len(tokens) == 2049
+        assert (kinds == ANSWER).any()

@@ -5,7 +5,8 @@
     python tools/convert.py hf work/base -o tiny.gguf --type q8_0 --name tiny
 
 Every stage leaves its result in the folder and goes on from there: the corpus and its tokenizer, the softmax teacher
-(a Hugging Face folder `base`), samples for the distillation, the adapter, and results.json with the tables.
+(a Hugging Face folder `trained`), the same polished (`base`), samples for the distillation, the adapter, and
+results.json with the tables.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from tiny.corpus import Corpus, prepare
 from tiny.evaluate import copy_tokenizer, evaluate
 from tiny.model import KAPPA
 from tiny.tasks import TaskMaker
-from tiny.teacher import Plan, train
+from tiny.teacher import POLISH, Plan, train
 from tiny.text import TextMaker
 
 RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
@@ -37,8 +39,16 @@ def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> Non
     maker, text = TaskMaker(corpus, rng), TextMaker(corpus, rng)
     with path.open("w", encoding="utf-8") as lines:
         for _ in range(count):
-            tokens = maker.sample(length)[0] if rng.random() < RECALL_SHARE else text.sample(length)
+            tokens = maker.task(length)[0] if rng.random() < RECALL_SHARE else text.sample(length)
             lines.write(json.dumps({"tokens": tokens.tolist()}) + "\n")
+
+
+def make_teacher(given: argparse.Namespace, corpus: Corpus, output: Path, plan: Plan) -> None:
+    if not (output / "model.safetensors").is_file():
+        names = ("demand_weight", "longest", "workers", "compile")
+        plan = replace(plan, tokens=given.teacher_tokens, **{name: getattr(given, name) for name in names})
+        train(corpus, plan, given.folder, given.device).save(output)
+        copy_tokenizer(given.folder, output)
 
 
 def options_for(given: argparse.Namespace) -> Options:
@@ -52,11 +62,13 @@ def options_for(given: argparse.Namespace) -> Options:
         dtype="bfloat16" if on_gpu else "float32",
         length=given.length,
         batch=given.batch,
-        micro_batch=given.batch,
+        micro_batch=max(1, given.batch // 2),
         transfer_steps=given.transfer_steps,
         lora_steps=given.lora_steps,
         lora_rate=1e-3,
-        lora_cache=64,
+        lora_cache=(64, 128),
+        lora_window=(64, 256),
+        lora_target="teacher",
         checkpoint_every=200,
         progress=True,
     )
@@ -68,7 +80,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--start", type=Path, help="a `base` folder to train on, in the last third of the schedule")
+    parser.add_argument("--polish-seconds", type=float, default=110)
+    parser.add_argument("--start", type=Path, help="a trained teacher's folder, to polish in place of an own one")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
         "--demand-weight",
@@ -78,11 +91,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
-    parser.add_argument("--length", type=int, default=2048, help="of the distillation's sequences")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--transfer-steps", type=int, default=280)
-    parser.add_argument("--lora-steps", type=int, default=45)
+    parser.add_argument("--length", type=int, default=4096, help="of the distillation's sequences")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=2500)
+    parser.add_argument("--transfer-steps", type=int, default=200)
+    parser.add_argument("--lora-steps", type=int, default=40)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")
@@ -100,14 +113,11 @@ def main() -> int:
 
     corpus = prepare(folder)
     say(f"corpus: {len(corpus.training):,} tokens for training, {len(corpus.held_out):,} held out")
-    if not (folder / "base" / "model.safetensors").is_file():
-        names = ("demand_weight", "longest", "workers", "compile", "start")
-        plan = Plan(
-            seconds=given.teacher_seconds, tokens=given.teacher_tokens, **{name: getattr(given, name) for name in names}
-        )
-        train(corpus, plan, folder, given.device).save(folder / "base")
-        copy_tokenizer(folder, folder / "base")
+    trained = given.start or folder / "trained"
+    make_teacher(given, corpus, trained, Plan(given.teacher_seconds))
     say("teacher")
+    make_teacher(given, corpus, folder / "base", Plan(given.polish_seconds, POLISH, start=trained))
+    say("polished")
     if not (folder / "samples.jsonl").is_file():
         write_samples(corpus, folder / "samples.jsonl", count=given.samples, length=given.length)
     say("samples")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,26 +108,35 @@ def evaluate(
     samples: int,
     seconds: float,
 ) -> None:
-    """Writes and prints all tables in the order of `lengths`; what `seconds` do not suffice for is left out."""
+    """Writes and prints the tables that `output` lacks, in the order of `lengths`, until `seconds` are spent.
+
+    Beyond twice the shortest length every other size of `sparse` is left out.
+    """
     begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
     kappa = student.options.settings.kappa
-    memories = [SOFTMAX, Memory(64, 0), *(Memory(64, size, kappa=kappa) for size in sparse)]
-    memories += [Memory(64, size, "self_recall") for size in sparse]
     large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
-    short = min(4096, max(lengths))
-    result: dict[str, object] = {"perplexity": {str(short): evaluation.perplexity(short, [*memories, *large])}}
-    print(_table("perplexity by length", result["perplexity"]), flush=True)
-    result["recall"] = {}
-    for length in lengths:
+    short = min(lengths)
+    result: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
+    if "perplexity" not in result:
+        found = evaluation.perplexity(min(4096, max(lengths)), [*_memories(sparse, kappa), *large])
+        result |= {"perplexity": {str(min(4096, max(lengths))): found}, "recall": {}}
+        print(_table("perplexity by length", result["perplexity"]), flush=True)
+        output.write_text(json.dumps(result, indent=1))
+    for length in (length for length in lengths if str(length) not in result["recall"]):
         if time.perf_counter() - begin > seconds:
             print(f"left out from length {length} on: the evaluation's {seconds:.0f} s are spent")
             break
-        count = max(samples, samples * 2 * short // length)
-        cells = evaluation.recall(length, memories, count)
-        result["recall"][str(length)] = {"prompts": count} | cells
+        memories = _memories(sparse if length <= 2 * short else sparse[1::2], kappa)
+        cells = evaluation.recall(length, memories, samples)
+        result["recall"][str(length)] = {"prompts": samples} | cells
         spent = time.perf_counter() - begin
-        print(_table(f"recall at {length}, n = {count}, after {spent:.0f} s", cells), flush=True)
+        print(_table(f"recall at {length}, n = {samples}, after {spent:.0f} s", cells), flush=True)
         output.write_text(json.dumps(result, indent=1))
+
+
+def _memories(sparse: list[int], kappa: float) -> list[Memory]:
+    both = [(size, rule) for rule in (("weighted_recall", kappa), ("self_recall", 0.0)) for size in sparse]
+    return [SOFTMAX, Memory(64, 0), *(Memory(64, size, *rule) for size, rule in both)]
 
 
 def _table(title: str, columns: dict[str, dict[str, float]]) -> str:

@@ -92,8 +92,8 @@ class TinyLlama(nn.Module):
     def matrices(self) -> list[Tensor]:
         return [p for p in self.layers.parameters() if p.ndim == 2]
 
-    def forward(self, tokens: Tensor, targets: Tensor, queries: Tensor | None, near: int) -> tuple[Tensor, Tensor]:
-        """Losses [rows] of tokens [batch, length], and how badly keys and values foretell demand.
+    def hidden(self, tokens: Tensor, queries: Tensor | None, near: int) -> tuple[Tensor, Tensor]:
+        """States [rows, hidden] of tokens [batch, length], normed, and how badly keys and values foretell demand.
 
         queries [batch, count]: places whose attention is looked at; near: what is closer is no demand on the cache.
         """
@@ -108,7 +108,7 @@ class TinyLlama(nn.Module):
             if queries is not None:
                 demand = demand + _demand_loss(q, k, v, queries, near) / len(self.layers)
             x = self.finish(layer, x, attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
-        return self.losses(_norm(x, self.norm), self.output, targets.flatten()), demand
+        return _norm(x, self.norm), demand
 
     def named_weights(self) -> dict[str, Tensor]:
         """By their names in a Hugging Face folder."""

@@ -4,7 +4,7 @@ lola_cpp.eval; its words are never trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,17 +65,23 @@ class TaskMaker:
     def _encode(self, text: str) -> np.ndarray:
         return np.array(self.corpus.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
-    def sample(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training: tokens and kinds, [length] each."""
+    def sample(self, length: int, lookalikes: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Training: tokens and kinds, [length] each; `lookalikes`: share of variables whose names have few letters."""
+        if self.rng.random() < lookalikes:
+            chains = int(self.rng.integers(1, 2 + min(3, length // 1024)))
+            letters = self.rng.choice(_LETTERS, int(self.rng.integers(5, 27)), replace=False).tolist()
+            return self.assemble(self.variables(chains, letters), length, self._any_haystack)
+        return self._repeats(length) if self.rng.random() < 0.05 else self.task(length)
+
+    def task(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """One that a small cache can solve too."""
         draw = self.rng.random()
         if draw < 0.05:
-            return self._repeats(length)
-        if draw < 0.10:
             return self._key_values(length)
         many = max(1, min(16, length // 256))
-        if draw < 0.22:
+        if draw < 0.18:
             puzzle = self.passkey(extra=int(self.rng.integers(0, 3)))
-        elif draw < 0.55:
+        elif draw < 0.53:
             puzzle = self.variables(chains=int(self.rng.integers(1, 3)) if length >= 512 else 1)
         else:
             puzzle = self.magic(int(min(many, 2 ** self.rng.integers(0, 5))), int(self.rng.integers(1, 7)))
@@ -121,10 +127,10 @@ class TaskMaker:
         answers = [number for word in words for number in sorted(numbers[word], key=order.__getitem__)]
         return Question(wording.magic_question(words, several=len(answers) > 1), f" {', '.join(answers)}")
 
-    def variables(self, chains: int = 1) -> Puzzle:
-        hidden, questions = [], []
+    def variables(self, chains: int = 1, letters: Sequence[str] = _LETTERS) -> Puzzle:
+        hidden, questions, used = [], [], set()
         for _ in range(chains):
-            value, names = self._number(5), ["".join(self.rng.choice(_LETTERS, 5)) for _ in range(5)]
+            value, names = self._number(5), [self._name(letters, used) for _ in range(5)]
             hidden.append(wording.chain_lines(value, names))
             questions.append(Question(wording.chain_question(value, len(names)), f" {', '.join(names)}"))
         # Chains are woven into each other, each in its own order.
@@ -133,6 +139,13 @@ class TaskMaker:
         for place, line in zip(places, [line for chain in hidden for line in chain], strict=True):
             woven[place] = line
         return Puzzle(wording.CHAIN_OPENING, woven, self._shuffled(questions))
+
+    def _name(self, letters: Sequence[str], used: set[str]) -> str:
+        """One that is not used yet; `used` takes it up."""
+        while (name := "".join(self.rng.choice(letters, 5))) in used:
+            pass
+        used.add(name)
+        return name
 
     # Samples
 

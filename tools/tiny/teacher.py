@@ -1,7 +1,8 @@
-"""Trains the softmax teacher: Muon and AdamW, lengths that grow, a fixed number of tokens a step."""
+"""Trains and polishes the softmax teacher: Muon and AdamW, a fixed number of tokens a step."""
 
 from __future__ import annotations
 
+import copy
 import math
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
@@ -20,35 +22,73 @@ from tiny.model import TinyLlama
 from tiny.tasks import ANSWER, TEXT, TaskMaker
 from tiny.text import TextMaker
 
-# From this share of the time on: lengths, and how often each is drawn.
-SCHEDULE = [
-    (0.00, {512: 1.0}),
-    (0.12, {512: 0.4, 2048: 0.6}),
-    (0.25, {512: 0.2, 2048: 0.4, 4096: 0.4}),
-    (0.38, {512: 0.2, 2048: 0.3, 8192: 0.5}),
-    (0.55, {1024: 0.3, 4096: 0.2, 8192: 0.1, 16384: 0.4}),
-    (0.75, {512: 0.15, 2048: 0.15, 8192: 0.15, 16384: 0.1, 32768: 0.45}),
-]
-RECALL_SHARE = 0.5  # of the sequences
 ANSWER_WEIGHT, REST_WEIGHT = 0.5, 0.1
 DEMAND_FROM, DEMAND_LENGTH, DEMAND_QUERIES, NEAR = 0.3, 2048, 48, 64
 
 
 @dataclass(frozen=True)
+class Stage:
+    """recall: share of the sequences that are recall tasks; lookalikes: share of these that are variables with names
+    hard to tell apart; the rate stays to the share `constant` of the time, and then falls to `last` of itself.
+    """
+
+    name: str  # of its checkpoint too
+    lengths: tuple[tuple[float, dict[int, float]], ...]  # from a share of the time on, how often each is drawn
+    recall: float
+    lookalikes: float
+    rate: float
+    warm_up: int  # steps
+    constant: float
+    last: float
+
+    def rate_at(self, step: int, progress: float) -> float:
+        falling = 1.0 - (1 - self.last) * (progress - self.constant) / (1 - self.constant)
+        return self.rate * min(1.0, (step + 1) / self.warm_up) * min(1.0, falling)
+
+
+TEACHER = Stage(
+    "teacher",
+    (
+        (0.00, {512: 1.0}),
+        (0.12, {512: 0.4, 2048: 0.6}),
+        (0.25, {512: 0.2, 2048: 0.4, 4096: 0.4}),
+        (0.38, {512: 0.2, 2048: 0.3, 8192: 0.5}),
+        (0.55, {1024: 0.3, 4096: 0.2, 8192: 0.1, 16384: 0.4}),
+        (0.75, {512: 0.15, 2048: 0.15, 8192: 0.15, 16384: 0.1, 32768: 0.45}),
+    ),
+    recall=0.5,
+    lookalikes=0.0,
+    rate=2e-3,
+    warm_up=150,
+    constant=0.65,
+    last=0.03,
+)
+# At a low rate from the trained teacher on. Its text stays what it was: see _drift.
+POLISH = Stage(
+    "polish",
+    ((0.0, {1024: 0.1, 4096: 0.25, 8192: 0.2, 16384: 0.15, 32768: 0.3}),),
+    recall=0.75,
+    lookalikes=0.6,
+    rate=4e-4,
+    warm_up=30,
+    constant=0.0,
+    last=0.0,
+)
+
+
+@dataclass(frozen=True)
 class Plan:
     seconds: float
+    stage: Stage = TEACHER
     tokens: int = 65536  # a step
     longest: int = 32768
     workers: int = 12
-    rate: float = 2e-3
     demand_weight: float = 0.05
     compile: bool = False
-    start: Path | None = None  # a folder whose weights are trained on, from this share of the schedule:
-    start_share: float = 0.65
+    start: Path | None = None  # a folder whose weights are trained on, and whose foretelling of plain text is kept
 
     def progress(self, spent: float) -> float:
-        first = self.start_share if self.start else 0.0
-        return first + (1 - first) * spent / self.seconds
+        return spent / self.seconds if self.seconds else 1.0
 
 
 class Batches(IterableDataset):
@@ -64,13 +104,14 @@ class Batches(IterableDataset):
         rng = np.random.default_rng((self.seed, info.id if info else 0))
         maker, text = TaskMaker(self.corpus, rng), TextMaker(self.corpus, rng)
         while True:
-            share = max(row for row in SCHEDULE if row[0] <= self.progress.value)[1]
+            stage = self.plan.stage
+            share = [lengths for first, lengths in stage.lengths if first <= self.progress.value][-1]
             length = min(int(rng.choice(list(share), p=list(share.values()))), self.plan.longest)
             tokens = np.empty((max(1, self.plan.tokens // length), length + 1), np.int64)
             kinds = np.full(tokens.shape, TEXT, np.uint8)
             for row in range(len(tokens)):
-                if rng.random() < RECALL_SHARE:
-                    tokens[row], kinds[row] = maker.sample(length + 1)
+                if rng.random() < stage.recall:
+                    tokens[row], kinds[row] = maker.sample(length + 1, stage.lookalikes)
                 else:
                     tokens[row] = text.sample(length + 1)
             yield torch.from_numpy(tokens), torch.from_numpy(kinds[:, 1:].copy())
@@ -79,26 +120,28 @@ class Batches(IterableDataset):
 def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 0) -> TinyLlama:
     """Trains until the plan's seconds are spent, those of earlier runs in the folder's checkpoint included."""
     torch.manual_seed(seed)
-    model = TinyLlama().to(device)
+    model, anchor, stage = TinyLlama().to(device), None, plan.stage
     if plan.start:
         model.load(plan.start)
-    optimizers = make_optimizers(model, plan.rate)
-    path = folder / "teacher.pt"
+        anchor = copy.deepcopy(model).requires_grad_(False)
+    optimizers = make_optimizers(model, stage.rate)
+    path = folder / f"{stage.name}.pt"
     step, spent = _load(path, model, optimizers, device)
     if plan.compile:
         model.compile_parts()
     batches = Batches(corpus, plan, seed + step)
     batches.progress.value = plan.progress(spent)
     loader = iter(DataLoader(batches, batch_size=None, num_workers=plan.workers))
-    bar = tqdm(total=int(plan.seconds), initial=int(spent), unit="s", desc="teacher", mininterval=5)
+    bar = tqdm(total=int(plan.seconds), initial=int(spent), unit="s", desc=stage.name, mininterval=5)
     begin, saved, log, waited = time.perf_counter() - spent, spent, Log(), 0.0
     while spent < plan.seconds:
         asked = time.perf_counter()
         tokens, kinds = next(loader)
         waited += time.perf_counter() - asked
         progress = plan.progress(spent)
-        set_rate(optimizers, plan.rate * rate_factor(step, progress))
-        log.add(train_step(model, optimizers, tokens.to(device, non_blocking=True), kinds.to(device), plan, progress))
+        set_rate(optimizers, stage.rate_at(step, progress))
+        tokens, kinds = tokens.to(device, non_blocking=True), kinds.to(device)
+        log.add(train_step(model, optimizers, tokens, kinds, plan, progress, anchor))
         step, spent = step + 1, time.perf_counter() - begin
         batches.progress.value = plan.progress(spent)
         if step % 100 == 0:
@@ -110,7 +153,7 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     bar.close()
     _save(path, model, optimizers, step, spent)
     print(
-        f"teacher: {step} steps of {plan.tokens:,} tokens in {spent:.0f} s, "
+        f"{stage.name}: {step} steps of {plan.tokens:,} tokens in {spent:.0f} s, "
         f"{waited:.0f} s of them waiting for samples, {log.text()}",
         flush=True,
     )
@@ -133,26 +176,29 @@ def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
             group["lr"] = rate
 
 
-def rate_factor(step: int, progress: float) -> float:
-    """Warm-up, constant, then linear to 3 %."""
-    return min(1.0, (step + 1) / 150) * min(1.0, 1.0 - 0.97 * (progress - 0.65) / 0.35)
-
-
 def train_step(
-    model: TinyLlama, optimizers: list, tokens: Tensor, kinds: Tensor, plan: Plan, progress: float
+    model: TinyLlama,
+    optimizers: list,
+    tokens: Tensor,
+    kinds: Tensor,
+    plan: Plan,
+    progress: float,
+    anchor: TinyLlama | None = None,
 ) -> Tensor:
     length = tokens.shape[1] - 1
     queries = None
-    if progress >= DEMAND_FROM and length >= min(DEMAND_LENGTH, plan.longest):
+    if (anchor is not None or progress >= DEMAND_FROM) and length >= min(DEMAND_LENGTH, plan.longest):
         # Answers, where there are any, and places drawn anywhere.
         order = (kinds == ANSWER) + 1.2 * torch.rand(kinds.shape, device=kinds.device)
         queries = order.topk(min(DEMAND_QUERIES, length)).indices
     with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
-        losses, demand = model(tokens[:, :-1], tokens[:, 1:], queries, NEAR)
+        hidden, demand = model.hidden(tokens[:, :-1], queries, NEAR)
+        losses = model.losses(hidden, model.output, tokens[:, 1:].flatten())
+        drift = _drift(model, anchor, hidden, tokens, kinds) if anchor is not None else None
     kinds = kinds.flatten()
     weights = torch.where(kinds == TEXT, 1.0, torch.where(kinds == ANSWER, 0.0, REST_WEIGHT))
     answers = (kinds == ANSWER).float()
-    text = (losses * weights).sum() / weights.sum().clamp_min(1)
+    text = (losses * weights).sum() / weights.sum().clamp_min(1) if drift is None else drift
     answer = (losses * answers).sum() / answers.sum().clamp_min(1)
     (text + ANSWER_WEIGHT * answer + plan.demand_weight * demand).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,6 +206,21 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return torch.stack([text.detach(), answer.detach(), demand.detach()])
+
+
+def _drift(model: TinyLlama, anchor: TinyLlama, hidden: Tensor, tokens: Tensor, kinds: Tensor) -> Tensor:
+    """KL divergence from what the anchor foretells of the plain text.
+
+    Next-token loss would go on learning the library by heart, and the perplexity of other text would rise.
+    """
+    rows = (kinds[:, 0] == TEXT).nonzero().flatten()
+    if len(rows) == 0:
+        return hidden.new_zeros((), dtype=torch.float32)
+    with torch.no_grad():
+        wanted, _ = anchor.hidden(tokens[rows, :-1], None, NEAR)
+        wanted = functional.linear(wanted, anchor.output).float().log_softmax(-1)
+    found = functional.linear(hidden.unflatten(0, kinds.shape)[rows].flatten(0, 1), model.output)
+    return functional.kl_div(found.float().log_softmax(-1), wanted, reduction="batchmean", log_target=True)
 
 
 class Log:
@@ -172,6 +233,8 @@ class Log:
         self.rows = [*self.rows[-99:], row]
 
     def text(self) -> str:
+        if not self.rows:
+            return "nothing left to do"
         text, answer, demand = torch.stack(self.rows).mean(0).tolist()
         return f"text {text:.3f} answers {answer:.3f} demand {demand:.3f}"
 

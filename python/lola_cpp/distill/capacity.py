@@ -21,7 +21,7 @@ def needed_bytes(options: Options, base: Base, layer_bytes: int, other_bytes: in
     features = settings.feature_dim or heads.dim
     maps = 2 * heads.query * heads.dim * features * base.block_count
     resident = layer_bytes * (base.block_count if options.weights == "device" else 1) + other_bytes
-    exact = max(settings.window_size, options.lora_window or 0) + max(64, settings.chunk_size)
+    exact = max((settings.window_size, *options.lora_window)) + max(64, settings.chunk_size)
     # float32 per token and query head: logits, weights and their gradients; features of q and k; copies of k and v.
     attention = 4 * tokens * heads.query * (4 * exact + 12 * features + 12 * heads.dim * exact // 64)
     hidden = options.length * options.batch * base.embedding_length * width

@@ -52,8 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lora-steps", type=int, default=1000, help="0: no LoRA")
     parser.add_argument("--lora-rate", type=float, default=1e-4)
     parser.add_argument("--lora-rank", type=int, default=8)
-    parser.add_argument("--lora-cache", type=int, default=0, help="pairs in the sparse cache while LoRA trains")
-    parser.add_argument("--lora-window", type=int, help="tokens of the window while LoRA trains; default: --window's")
+    parser.add_argument("--lora-cache", type=int, nargs="+", default=[0], help="pairs in the sparse cache, for LoRA")
+    parser.add_argument(
+        "--lora-window",
+        type=int,
+        nargs="+",
+        default=[],
+        help="tokens of the window, for LoRA; default: --window's. Micro-batches take turns with several numbers",
+    )
+    parser.add_argument(
+        "--lora-target", choices=("text", "teacher"), default="text", help="next tokens, or the teacher's logits"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -69,7 +78,7 @@ def _run(given: argparse.Namespace) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = given.folder or given.output.with_suffix("")
     names = "model weights length batch micro_batch transfer_steps transfer_rate maps lora_steps lora_rate lora_rank "
-    names += "lora_cache lora_window checkpoint_every seed"
+    names += "lora_target checkpoint_every seed"
     options = Options(
         data=tuple(given.data),
         folder=folder,
@@ -77,6 +86,8 @@ def _run(given: argparse.Namespace) -> None:
         device=device,
         dtype=given.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
         progress=True,
+        lora_cache=tuple(given.lora_cache),
+        lora_window=tuple(given.lora_window),
         **{name: getattr(given, name) for name in names.split()},
     )
     distill(options, given.output, kind=given.type)

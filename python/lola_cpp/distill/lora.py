@@ -1,9 +1,10 @@
-"""Low-rank updates of q, k, v and o, trained with next-token loss in the model whose attention is already linear."""
+"""Low-rank updates of q, k, v and o, trained in the model whose attention is already linear."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -66,15 +67,17 @@ class Student:
         """All steps that the checkpoint in the folder has not done yet."""
         options = self.options
         stage = Stage("lora", options.lora_steps, options.lora_rate, _CLIP, shown="loss")
-        student = self if options.lora_window is None else self.with_settings(window_size=options.lora_window)
-        run_stage(stage, options, data, self.tensors(), student._learn)
+        run_stage(stage, options, data, self.tensors(), self._learn)
 
     def _learn(self, tokens: Tensor) -> Tensor:
         """The loss of a batch; its gradients are left on the updates."""
-        parts = tokens.split(self.options.micro_batch)
-        losses = []
-        for part in parts:
-            loss = self.loss(part, sparse_size=self.options.lora_cache) / len(parts)
+        options, losses = self.options, []
+        parts = tokens.split(options.micro_batch)
+        windows = options.lora_window or (options.settings.window_size,)
+        for part, window, cache in zip(parts, cycle(windows), cycle(options.lora_cache), strict=False):
+            student = self.with_settings(window_size=window)
+            measure = student.divergence if options.lora_target == "teacher" else student.loss
+            loss = measure(part, sparse_size=cache) / len(parts)
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -105,13 +108,22 @@ class Student:
         return self.teacher.head()(self.hidden(tokens, sparse_size=sparse_size, teacher=teacher))
 
     def loss(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
-        """Mean next-token loss; logits exist for a part of the sequence at a time."""
-        hidden, head = self.hidden(tokens, sparse_size=sparse_size, teacher=teacher), self.teacher.head()
-        targets = tokens.to(hidden.device)[:, 1:]
-        total = torch.zeros((), device=hidden.device)
-        for x, wanted in zip(hidden[:, :-1].split(_LOGITS_AT_ONCE, 1), targets.split(_LOGITS_AT_ONCE, 1), strict=True):
-            total = total + checkpoint(_summed_loss, head, x, wanted, use_reentrant=False, preserve_rng_state=False)
-        return total / targets.numel()
+        """Mean next-token loss."""
+        hidden = self.hidden(tokens, sparse_size=sparse_size, teacher=teacher)
+        return self._mean(_summed_loss, hidden[:, :-1], tokens.to(hidden.device)[:, 1:])
+
+    def divergence(self, tokens: Tensor, *, sparse_size: int = 0) -> Tensor:
+        """Mean KL divergence of what is foretold from what the teacher foretells."""
+        with torch.no_grad():
+            wanted = self.hidden(tokens, teacher=True)
+        return self._mean(_summed_divergence, self.hidden(tokens, sparse_size=sparse_size), wanted)
+
+    def _mean(self, summed: Callable[..., Tensor], hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Over all tokens; logits exist for a part of the sequence at a time."""
+        total, head = torch.zeros((), device=hidden.device), self.teacher.head()
+        for x, y in zip(hidden.split(_LOGITS_AT_ONCE, 1), wanted.split(_LOGITS_AT_ONCE, 1), strict=True):
+            total = total + checkpoint(summed, head, x, y, use_reentrant=False, preserve_rng_state=False)
+        return total / hidden.shape[:2].numel()
 
     def report(self, data: Sequences) -> dict[str, float]:
         """Mean loss on sequences that are not trained on, of the teacher and of the student."""
@@ -125,3 +137,8 @@ class Student:
 
 def _summed_loss(head: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor) -> Tensor:
     return functional.cross_entropy(head(x).float().flatten(0, 1), wanted.flatten(), reduction="sum")
+
+
+def _summed_divergence(head: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor) -> Tensor:
+    found, wanted = (head(y).float().flatten(0, 1).log_softmax(-1) for y in (x, wanted))
+    return functional.kl_div(found, wanted, reduction="sum", log_target=True)

@@ -11,6 +11,9 @@ from typing import Any
 from lola_cpp._core import UsageError
 from lola_cpp.convert.adapter import Settings
 
+TARGETS = ("text", "teacher")
+_LORA = ("lora_steps", "lora_rate", "lora_rank", "lora_cache", "lora_window", "lora_target")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -32,8 +35,10 @@ class Options:
     lora_steps: int = 1000
     lora_rate: float = 1e-4
     lora_rank: int = 8
-    lora_cache: int = 0  # pairs of the sparse cache during LoRA
-    lora_window: int | None = None  # window during LoRA; None: that of the settings
+    # Pairs of the sparse cache and window during LoRA; micro-batches take turns with them.
+    lora_cache: tuple[int, ...] = (0,)
+    lora_window: tuple[int, ...] = ()  # empty: that of the settings
+    lora_target: str = "text"  # what LoRA learns: the next token, or the teacher's logits
     checkpoint_every: int = 100
     seed: int = 0
     progress: bool = False
@@ -42,15 +47,22 @@ class Options:
         for name in ("length", "batch", "micro_batch", "lora_rank", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: found {getattr(self, name)}, wanted 1 or more")
-        for name in ("transfer_steps", "lora_steps", "lora_cache"):
+        for name in ("transfer_steps", "lora_steps"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}: found {getattr(self, name)}, wanted 0 or more")
         if self.batch % self.micro_batch:
             raise UsageError(f"micro_batch: found {self.micro_batch}, wanted a divisor of the batch, {self.batch}")
-        settings, window = self.settings, self.lora_window
-        if window is not None and (window < 1 or window % settings.chunk_size):
-            raise UsageError(f"lora_window: found {window}, wanted a multiple of the chunk_size, {settings.chunk_size}")
-        if self.lora_cache and (settings.policy not in ("self_recall", "weighted_recall") or settings.chunk_size == 1):
+        settings = self.settings
+        for window in self.lora_window:
+            if window < 1 or window % settings.chunk_size:
+                wanted = f"wanted a multiple of the chunk_size, {settings.chunk_size}"
+                raise UsageError(f"lora_window: found {window}, {wanted}")
+        if not self.lora_cache or min(self.lora_cache) < 0:
+            raise UsageError(f"lora_cache: found {list(self.lora_cache)}, wanted numbers from 0 on")
+        if self.lora_target not in TARGETS:
+            raise UsageError(f"lora_target: found {self.lora_target!r}, wanted one of {', '.join(TARGETS)}")
+        scored = settings.policy in ("self_recall", "weighted_recall") and settings.chunk_size > 1
+        if any(self.lora_cache) and not scored:
             raise UsageError(
                 f"lora_cache: found policy {settings.policy} and chunk_size {settings.chunk_size}, "
                 "wanted self_recall or weighted_recall, and chunks of several tokens"
@@ -60,7 +72,7 @@ class Options:
         """What a checkpoint of the stage has to agree with before it goes on."""
         names = {
             "transfer": ("length", "batch", "transfer_steps", "transfer_rate", "seed"),
-            "lora": ("length", "batch", "lora_steps", "lora_rate", "lora_rank", "lora_cache", "lora_window", "seed"),
+            "lora": ("length", "batch", *_LORA, "seed"),
         }[stage]
         values = {name: getattr(self, name) for name in names}
         trained = ("feature_map", "feature_dim", "skip_connection", "mixing", "affine", "window_size", "chunk_size")
