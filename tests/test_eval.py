@@ -17,7 +17,7 @@ from lola_cpp.eval.configurations import Configuration, combinations, parse_assi
 from lola_cpp.eval.haystacks import find_haystack, text_haystack
 from lola_cpp.eval.likelihood import measure_divergence, measure_perplexity, segments_of
 from lola_cpp.eval.paper import paper_configurations
-from lola_cpp.eval.plots import heat_map, line_plot
+from lola_cpp.eval.plots import Heading, Point, axis_marks, heat_map, line_plot
 from lola_cpp.eval.recall import measure_recall
 from lola_cpp.eval.statistics import mean_and_error, wilson
 from lola_cpp.eval.tasks import TASKS, Prompt, make_prompt
@@ -187,26 +187,36 @@ def test_a_configuration_does_not_diverge_from_itself_and_softmax_does(model: Mo
 
 
 def test_pictures_are_well_formed_and_escape_names() -> None:
-    values = {(512, 0.0): 1.0, (512, 1.0): 0.5}
+    head, point, axes = Heading("a < b", "n & m"), Point(512, 0.0, 0.0, 0.0), {"horizontal": "x", "vertical": "<y>"}
     for picture in (
-        heat_map("a < b", [512], [0.0, 1.0], values),
-        line_plot("a & b", {"<x>": [(512, 0.5), (1024, 1.0)], "y": [(512, 0.0)]}, vertical="share"),
-        line_plot("one point", {"x": [(512, 0.0)]}, vertical="share"),
+        heat_map(head, [512, 1024], [0.0, 1.0], {(512, 0.0): 1.0, (512, 1.0): 0.5, (1024, 0.0): 0.0}),
+        line_plot(head, {"<x>": [point, Point(1024, 0.5, 0.2, 0.7)], "y": [point]}, **axes, ends=(0.0, 1.0)),
+        line_plot(head, {"x": [point]}, **axes),
     ):
         assert ElementTree.fromstring(picture).tag.endswith("svg")
         assert "nan" not in picture
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (5.2, 34.7), (0.0, 0.0), (3.0, 3.0), (1e-7, 2e-6), (0, 4e5)])
+def test_the_marks_of_an_axis_are_few_and_hold_all_values(low: float, high: float) -> None:
+    marks = axis_marks(low, high)
+    assert marks[0] <= low <= high <= marks[-1] and marks[0] < marks[-1] and len(marks) <= 9
 
 
 def test_the_command_writes_a_table_numbers_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["-t", "1", "-o", str(tmp_path)]
     text = tmp_path / "text.txt"
     text.write_text("def add(first, second):\n    return first + second\n" * 30)
-    recall = ["eval", "recall", "--tasks", "passkey", "--lengths", "200", "--samples", "1", "--depths", "0", "1"]
+    recall = ["eval", "recall", "--tasks", "passkey", "--lengths", "200", "250", "--samples", "1", "--depths", "0", "1"]
     assert cli.main([*recall, "--haystack", str(text), *out]) == 0
-    assert "| model | 1.000 (0.34 to 1.00) | 3,223,552 |" in capsys.readouterr().out
+    assert "| model | 1.000 (0.34 to 1.00) | 1.000 (0.34 to 1.00) | 3,223,552 |" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["depth"] for row in results["rows"]] == [0.0, 1.0]
-    assert (tmp_path / "passkey-model.svg").exists()
+    assert [row["depth"] for row in results["rows"]] == [0.0, 1.0, 0.0, 1.0]
+    about = (
+        "the embedded model on cpu; where nothing else is said, window 64 in chunks of 64, weighted_recall, lambda 64"
+    )
+    assert (tmp_path / "report.md").read_text().startswith(about)
+    assert about in (tmp_path / "passkey-model.svg").read_text()
     likelihood = ["--text", str(text), "--length", "100", "--segments", "1", *out]
     assert cli.main(["eval", "perplexity", "--vary", "sparse_size=0,64", *likelihood]) == 0
     assert (tmp_path / "perplexity.svg").exists()
