@@ -19,8 +19,9 @@ from lola_cpp.eval.likelihood import measure_divergence, measure_perplexity, seg
 from lola_cpp.eval.paper import paper_configurations
 from lola_cpp.eval.plots import Heading, Point, axis_marks, heat_map, line_plot
 from lola_cpp.eval.recall import measure_recall
+from lola_cpp.eval.report import read_recall
 from lola_cpp.eval.statistics import mean_and_error, wilson
-from lola_cpp.eval.tasks import TASKS, Prompt, make_prompt
+from lola_cpp.eval.tasks import TASKS, Prompt, make_prompt, title
 
 BASE = Configuration("model", threads=1)
 LINES = tuple(f"line {i} of a text that says little" for i in range(50))
@@ -36,7 +37,7 @@ def words_of(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("haystack", [find_haystack("noise"), text_haystack(LINES)])
+@pytest.mark.parametrize("haystack", [find_haystack("noise"), text_haystack(LINES, "text")])
 def test_a_prompt_fills_its_length_and_holds_the_answers(task: str, haystack: object) -> None:
     for length in (300, 2000):
         prompt = make_prompt(task, words_of, length, rng=random.Random(1), haystack=haystack)
@@ -65,6 +66,12 @@ def test_the_frequent_words_are_the_most_frequent() -> None:
         prompt = make_prompt("frequent_words", words_of, 400, rng=random.Random(seed))
         words = Counter(prompt.text.split("coded words. ")[1].split("\nQuestion")[0].split())
         assert [word for word, _ in words.most_common(3)] == list(prompt.answers)
+
+
+def test_tables_name_the_haystack_where_it_matters() -> None:
+    text = text_haystack(LINES, "stdlib")
+    assert [title("needle", find_haystack("noise")), title("needle", text)] == ["needle", "needle in stdlib"]
+    assert title("frequent_words", text) == "frequent_words"
 
 
 def test_several_answers_count_one_by_one() -> None:
@@ -124,10 +131,13 @@ def test_parts_of_a_table_make_one_table(tmp_path: Path, capsys: pytest.CaptureF
     recall = ["eval", "recall", "-t", "1", "--tasks", "passkey", "--samples", "1", "--vary", "sparse_size=0,64"]
     for lengths in (["300"], ["200"], ["200", "300"]):
         assert cli.main([*recall, "--lengths", *lengths, "-o", str(tmp_path / "-".join(lengths))]) == 0
-    whole = capsys.readouterr().out.partition("passkey**")[2].rpartition("**passkey**")[2]
+    assert cli.main([*recall, "--lengths", "200", "--seed", "1", "-o", str(tmp_path / "more")]) == 0
+    whole = capsys.readouterr().out.split("**passkey**")[3]
     assert cli.main(["eval", "merge", str(tmp_path / "300"), str(tmp_path / "200"), "-o", str(tmp_path / "m")]) == 0
     assert capsys.readouterr().out.partition("**passkey**")[2] == whole
     assert json.loads((tmp_path / "m" / "results.json").read_text())["settings"]["folders"]
+    rows, _ = read_recall([tmp_path / "200", tmp_path / "more"])
+    assert [(row.cell.length, row.samples) for row in rows] == [(200, 2), (200, 2)]
     assert cli.main(["eval", "merge", str(tmp_path / "200"), str(tmp_path / "200-300")]) == 1
     assert "which" in capsys.readouterr().err
     for text in ("", "[]", '{"settings": {}}', '{"settings": {"seed": 0}, "rows": [{}]}'):
@@ -169,6 +179,8 @@ def test_perplexity_is_that_of_the_scores(model: Model) -> None:
     assert rows[-1].mean == pytest.approx(np.mean(scores), rel=1e-4)
     assert [(row.first, row.last) for row in rows] == [(1, 63), (64, 127), (128, 199), (1, 199)]
     assert rows[1].mean == pytest.approx(np.mean([s[63:127] for s in scores]), rel=1e-4)
+    last = [(row.first, row.last) for row in measure_divergence(BASE, [BASE], [segments[0][:128]], every=32)]
+    assert last == [(1, 63), (64, 128), (32, 128)]
 
 
 def test_segments_that_are_read_together_diverge_as_alone() -> None:
@@ -216,7 +228,7 @@ def test_the_command_writes_a_table_numbers_and_pictures(tmp_path: Path, capsys:
         "the embedded model on cpu; where nothing else is said, window 64 in chunks of 64, weighted_recall, lambda 64"
     )
     assert (tmp_path / "report.md").read_text().startswith(about)
-    assert about in (tmp_path / "passkey-model.svg").read_text()
+    assert about in (tmp_path / "passkey-in-text-txt-model.svg").read_text()
     likelihood = ["--text", str(text), "--length", "100", "--segments", "1", *out]
     assert cli.main(["eval", "perplexity", "--vary", "sparse_size=0,64", *likelihood]) == 0
     assert (tmp_path / "perplexity.svg").exists()

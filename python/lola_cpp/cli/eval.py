@@ -137,7 +137,8 @@ def _save_recall(options: argparse.Namespace, rows: list[RecallRow], about: str)
 def _perplexity(options: argparse.Namespace) -> int:
     configurations = _varied(options)
     segments = segments_of(configurations[0], read_text(options.text), options.length, options.segments)
-    return _report_positions(options, measure_perplexity(configurations, segments), divergence=False)
+    rows = measure_perplexity(configurations, segments)
+    return _report_positions(options, rows, _base(options).describe(), divergence=False)
 
 
 def _divergence(options: argparse.Namespace) -> int:
@@ -152,12 +153,12 @@ def _divergence(options: argparse.Namespace) -> int:
     reference = replace(_base(options), **given).with_options(**{name: values[0] for name, values in chosen.items()})
     segments = segments_of(reference, read_text(options.text), options.length, options.segments)
     rows = measure_divergence(reference, _varied(options), segments, every=options.every)
-    return _report_positions(options, rows, divergence=True)
+    about = f"{_base(options).describe()}\nagainst {reference.describe()}"
+    return _report_positions(options, rows, about, divergence=True)
 
 
-def _report_positions(options: argparse.Namespace, rows: list[PositionRow], *, divergence: bool) -> int:
+def _report_positions(options: argparse.Namespace, rows: list[PositionRow], about: str, *, divergence: bool) -> int:
     text = position_markdown(rows, divergence=divergence)
-    about = _base(options).describe()
     picture = position_picture(rows, about, divergence=divergence)
     print(text, end="")
     _save(options, about, [vars(row) for row in rows], text, {str(options.kind): picture})

@@ -11,7 +11,7 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 _DASHES = ("none", "8 4", "3 3", "12 3 3 3")  # what lies under a dashed line is seen
 _INK, _FAINT = "#222222", "#666666"
 _WHITE_TO_BLUE = ((255, 255, 255), (33, 102, 172))
-_LEFT, _TOP, _CELL_WIDTH, _CELL_HEIGHT = 90, 78, 72, 34
+_LEFT, _TOP, _CELL_WIDTH, _CELL_HEIGHT = 90, 92, 72, 34
 _WIDTH, _HEIGHT = 460, 280  # of the area where lines are drawn
 _LETTER = 7.5  # the width of one, nearly
 _INSET, _DODGE = 24, 2.5
@@ -19,7 +19,7 @@ _INSET, _DODGE = 24, 2.5
 
 @dataclass(frozen=True)
 class Heading:
-    """title, what was measured and how often, and what it was measured on: a line each."""
+    """title, what was measured and how often, and what it was measured on: a line each, about has up to two."""
 
     title: str
     measure: str
@@ -27,11 +27,14 @@ class Heading:
 
     def parts(self) -> list[str]:
         lines = [_text(_LEFT - 70, 24, self.title, size=16, bold=True), _text(_LEFT - 70, 43, self.measure)]
-        return [*lines, _text(_LEFT - 70, 60, self.about, size=11, colour=_FAINT)]
+        for i, line in enumerate(self.about.splitlines()):
+            lines.append(_text(_LEFT - 70, 60 + 15 * i, line, size=11, colour=_FAINT))
+        return lines
 
     @property
     def width(self) -> float:
-        return max(1.3 * len(self.title), len(self.measure), 0.85 * len(self.about)) * _LETTER + 40
+        about = max(map(len, self.about.splitlines()), default=0)
+        return max(1.3 * len(self.title), len(self.measure), 0.85 * about) * _LETTER + 40
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from .._core import FormatError, UsageError
 from .likelihood import PositionRow
 from .plots import Heading, Point, heat_map, line_plot
-from .recall import RecallRow
+from .recall import Cell, RecallRow
 
 
 def write_report(
@@ -29,9 +29,11 @@ def write_report(
 def read_recall(folders: Sequence[Path]) -> tuple[list[RecallRow], str]:
     """The rows of several reports of recall, for one report of them all, and what they were measured on.
 
+    Rows of the same cell with other seeds, so other prompts, are counted together.
+
     Raises UsageError where the same prompts were measured twice, FormatError where a folder holds no such report.
     """
-    rows: list[RecallRow] = []
+    rows: dict[Cell, RecallRow] = {}
     about: list[str] = []
     sources: dict[object, Path] = {}
     for folder in folders:
@@ -45,9 +47,12 @@ def read_recall(folders: Sequence[Path]) -> tuple[list[RecallRow], str]:
             if (first := sources.setdefault((row.cell, seed), folder)) != folder:
                 cell = f"{row.cell.task} at {row.cell.length}, {row.cell.configuration}"
                 raise UsageError(f"'{folder}': found {cell} with seed {seed}, which '{first}' has too")
-        rows += found
+            if row.cell in rows:
+                rows[row.cell].add(row)
+            else:
+                rows[row.cell] = row
         about.append(report["settings"].get("about", "not said"))
-    return rows, "; ".join(_once(about))
+    return list(rows.values()), "; ".join(_once(about))
 
 
 def recall_markdown(rows: Sequence[RecallRow]) -> str:
@@ -142,6 +147,8 @@ def _position_cell(row: PositionRow, divergence: bool) -> str:
 
 
 def _accuracy(rows: Sequence[RecallRow]) -> str:
+    if not rows:
+        return ""
     together = RecallRow(rows[0].cell, sum(r.samples for r in rows), sum(r.right for r in rows))
     low, high = together.interval
     share = sum(r.share for r in rows) / together.samples
