@@ -1,11 +1,18 @@
-"""Runs every test on the device that LOLA_TEST_DEVICE names; where it is missing, tests skip and say why."""
+"""Runs every test on the device that LOLA_TEST_DEVICE names; where it is missing, tests skip and say why. What tools/
+are made of can be imported.
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import pytest
 
 from lola_cpp import Model
 from reference.device import DEVICE, GPU_LAYERS, why_missing
+
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
 
 
 def pytest_configure() -> None:
