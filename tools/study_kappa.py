@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Is a calibrated kappa good on other models? Small teachers of several seeds, sizes and trainings, and what each
-policy recalls in them: the table "Kappa on other teachers" of docs/recall.md.
+policy recalls in them: the first table of docs/recall.md has the figures.
 
     python tools/study_kappa.py work            (pip install '.[convert,distill]'; two minutes a teacher on one core)
 
