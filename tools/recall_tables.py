@@ -96,9 +96,10 @@ def texts(given: argparse.Namespace) -> Iterator[Part]:
     yield part("softmax-to-lola", "divergence", "--reference-adapter", "none", *SIZES[1:])
     if given.device != "cpu":
         yield part("cpu-to-gpu", "divergence", "--reference-device", "cpu")
-    exact, quantized = given.types
-    adapter = given.adapter or default_files()[1]
-    yield part("types", "divergence", "-m", str(quantized), "-a", str(adapter), "--reference-model", str(exact))
+    if given.types is not None:
+        exact, quantized = map(str, given.types)
+        adapter = str(given.adapter or default_files()[1])
+        yield part("types", "divergence", "-m", quantized, "-a", adapter, "--reference-model", exact)
 
 
 def segments(given: argparse.Namespace) -> tuple[str, str]:
@@ -128,44 +129,52 @@ def command_of(part: Part, given: argparse.Namespace) -> list[str]:
     return [*command, "-d", given.device, "-o", str(given.out / "parts" / part.name)]
 
 
-def run(waiting: list[Part], given: argparse.Namespace) -> None:
-    """All of them, `--side-by-side` at a time; those that are not done in time are stopped."""
-    end = time.monotonic() + given.seconds
-    running: dict[Part, subprocess.Popen[bytes]] = {}
-    while waiting or running:
-        while waiting and len(running) < given.side_by_side:
-            part = waiting.pop(0)
-            with (given.out / "parts" / f"{part.name}.log").open("wb") as log:
-                running[part] = subprocess.Popen(command_of(part, given), stdout=log, stderr=log)
-        time.sleep(0.2)
-        for part, process in list(running.items()):
-            if process.poll() is not None:
-                del running[part]
-                finish(part, process.returncode, given)
-        if time.monotonic() > end:
-            print("no time was left for", *(part.name for part in [*running, *waiting]), flush=True)
-            waiting.clear()
-            for process in running.values():
-                process.kill()
-            running.clear()
+class Run:
+    """Parts side by side, and the tables of what is done."""
 
+    def __init__(self, parts: list[Part], given: argparse.Namespace) -> None:
+        self._parts, self._given, self._done = parts, given, list[Part]()
 
-def finish(part: Part, status: int, given: argparse.Namespace) -> None:
-    if status != 0:
-        log = (given.out / "parts" / f"{part.name}.log").read_text(errors="replace").strip()
-        print(f"{part.name}: ended with {status}: {log[-300:]}", flush=True)
-        return
-    if part.table in MERGED:
-        merge(part.table, given.out)
-    write_tables(given)
+    def all(self) -> None:
+        """Those that are not done in time are stopped."""
+        end = time.monotonic() + self._given.seconds
+        waiting, running = list(self._parts), dict[Part, subprocess.Popen[bytes]]()
+        while waiting or running:
+            while waiting and len(running) < self._given.side_by_side:
+                part = waiting.pop(0)
+                with self._log(part).open("wb") as log:
+                    running[part] = subprocess.Popen(command_of(part, self._given), stdout=log, stderr=log)
+            time.sleep(0.2)
+            for part, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[part]
+                    self._finish(part, process.returncode)
+            if time.monotonic() > end:
+                print("no time was left for", *(part.name for part in [*running, *waiting]), flush=True)
+                waiting.clear()
+                for process in running.values():
+                    process.kill()
+                running.clear()
 
+    def _log(self, part: Part) -> Path:
+        return Path(self._given.out / "parts" / f"{part.name}.log")
 
-def merge(table: str, out: Path) -> None:
-    folders = [path.parent for path in sorted((out / "parts").glob(f"{table}-*/results.json"))]
-    rows, about = read_recall(folders)
-    settings = {"about": about, "folders": [folder.name for folder in folders]}
-    text, pictures = f"{about}\n\n{recall_markdown(rows)}", recall_pictures(rows, about)
-    write_report(out / table, settings, [row.as_dict() for row in rows], text, pictures)
+    def _finish(self, part: Part, status: int) -> None:
+        if status != 0:
+            log = self._log(part).read_text(errors="replace").strip()
+            print(f"{part.name}: ended with {status}: {log[-300:]}", flush=True)
+            return
+        self._done.append(part)
+        if part.table in MERGED:
+            self._merge(part.table)
+        write_tables(self._given)
+
+    def _merge(self, table: str) -> None:
+        done = [part.name for part in self._parts if part in self._done and part.table == table]
+        rows, about = read_recall([self._given.out / "parts" / name for name in done])
+        text, pictures = f"{about}\n\n{recall_markdown(rows)}", recall_pictures(rows, about)
+        settings = {"about": about, "parts": done}
+        write_report(self._given.out / table, settings, [row.as_dict() for row in rows], text, pictures)
 
 
 def write_tables(given: argparse.Namespace) -> None:
@@ -195,16 +204,18 @@ def parse() -> argparse.Namespace:
         parser.error("--model and --adapter go together")
     if not 0 < given.share <= 1:
         parser.error(f"--share: found {given.share}, wanted more than 0 and at most 1")
+    if (given.out / "parts").exists():
+        parser.error(f"--out: found parts of an earlier run in '{given.out}', wanted a new folder")
     given.side_by_side = given.side_by_side or (1 if given.device == "cpu" else 12)
     return given
 
 
 def main() -> int:
     given = parse()
-    (given.out / "parts").mkdir(parents=True, exist_ok=True)
-    if given.types is None:
-        given.types = write_types(given.model or default_files()[0], given.out)
-    run(parts(given), given)
+    (given.out / "parts").mkdir(parents=True)
+    if given.types is None and "types" in given.only:
+        given.types = write_types(Path(given.model or default_files()[0]), given.out)
+    Run(parts(given), given).all()
     write_tables(given)
     print((given.out / "tables.md").read_text(encoding="utf-8"))
     return 0
