@@ -152,6 +152,14 @@ def test_layers_on_a_gpu_are_asked_for_and_not_forgotten(capsys: pytest.CaptureF
         assert "gpu_layers: found 3 with device 'cpu'" in capsys.readouterr().err
 
 
+def test_a_configuration_says_what_it_runs() -> None:
+    assert BASE.softmax().describe() == "the embedded model on cpu, softmax attention"
+    assert (
+        "window 128 in chunks of 64, first, lambda 7 per head"
+        in BASE.with_options(window_size=128, policy="first", sparse_size=7).describe()
+    )
+
+
 def test_every_combination_stands_once() -> None:
     names = ["sparse-size=0,64", "policy=first,self_recall", "window-size=64,128"]
     found = combinations(BASE, list(map(parse_assignment, names)))

@@ -53,7 +53,7 @@ class Configuration:
         """The model and its memories in a line, for the heads of tables and pictures."""
         model = self.load()
         options = {**model.session_defaults, **dict(self.options)}
-        names = [Path(file).name for file in (self.model, self.adapter) if file is not None]
+        names = [Path(file).name for file in (self.model, self.adapter) if file not in (None, "none")]
         files = " with ".join(names) or "the embedded model"
         if not model.info.has_lola:
             return f"{files} on {self.device}, softmax attention"
