@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
+from byte_tokenizer import write_byte_tokenizer
 from lola_cpp import Model
 from lola_cpp._core import DeviceError, FormatError, GgufFile, UnsupportedError, UsageError
 from lola_cpp.convert.adapter import Settings
@@ -71,14 +72,7 @@ def write_folder(folder: Path, arch: str = "llama", name: str | None = None, **s
     save_file(weights, folder / "model.safetensors")
     values = tiny_gguf.hf_config(config) | ({"architectures": [name], "model_type": "mistral"} if name else {})
     (folder / "config.json").write_text(json.dumps(values))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<s>", "</s>", *alphabet, *(f"<{i}>" for i in range(config.vocab_size - 2 - len(alphabet)))]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_byte_tokenizer(folder, config.vocab_size)
     return folder
 
 

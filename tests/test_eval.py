@@ -17,10 +17,11 @@ from lola_cpp.eval.configurations import Configuration, combinations, parse_assi
 from lola_cpp.eval.haystacks import find_haystack, text_haystack
 from lola_cpp.eval.likelihood import measure_divergence, measure_perplexity, segments_of
 from lola_cpp.eval.paper import paper_configurations
-from lola_cpp.eval.plots import heat_map, line_plot
+from lola_cpp.eval.plots import Heading, Point, axis_marks, heat_map, line_plot
 from lola_cpp.eval.recall import measure_recall
+from lola_cpp.eval.report import read_recall
 from lola_cpp.eval.statistics import mean_and_error, wilson
-from lola_cpp.eval.tasks import TASKS, Prompt, make_prompt
+from lola_cpp.eval.tasks import TASKS, Prompt, make_prompt, title
 
 BASE = Configuration("model", threads=1)
 LINES = tuple(f"line {i} of a text that says little" for i in range(50))
@@ -36,7 +37,7 @@ def words_of(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("haystack", [find_haystack("noise"), text_haystack(LINES)])
+@pytest.mark.parametrize("haystack", [find_haystack("noise"), text_haystack(LINES, "text")])
 def test_a_prompt_fills_its_length_and_holds_the_answers(task: str, haystack: object) -> None:
     for length in (300, 2000):
         prompt = make_prompt(task, words_of, length, rng=random.Random(1), haystack=haystack)
@@ -65,6 +66,12 @@ def test_the_frequent_words_are_the_most_frequent() -> None:
         prompt = make_prompt("frequent_words", words_of, 400, rng=random.Random(seed))
         words = Counter(prompt.text.split("coded words. ")[1].split("\nQuestion")[0].split())
         assert [word for word, _ in words.most_common(3)] == list(prompt.answers)
+
+
+def test_tables_name_the_haystack_where_it_matters() -> None:
+    text = text_haystack(LINES, "stdlib")
+    assert [title("needle", find_haystack("noise")), title("needle", text)] == ["needle", "needle in stdlib"]
+    assert title("frequent_words", text) == "frequent_words"
 
 
 def test_several_answers_count_one_by_one() -> None:
@@ -124,10 +131,13 @@ def test_parts_of_a_table_make_one_table(tmp_path: Path, capsys: pytest.CaptureF
     recall = ["eval", "recall", "-t", "1", "--tasks", "passkey", "--samples", "1", "--vary", "sparse_size=0,64"]
     for lengths in (["300"], ["200"], ["200", "300"]):
         assert cli.main([*recall, "--lengths", *lengths, "-o", str(tmp_path / "-".join(lengths))]) == 0
-    whole = capsys.readouterr().out.partition("passkey**")[2].rpartition("**passkey**")[2]
+    assert cli.main([*recall, "--lengths", "200", "--seed", "1", "-o", str(tmp_path / "more")]) == 0
+    whole = capsys.readouterr().out.split("**passkey**")[3]
     assert cli.main(["eval", "merge", str(tmp_path / "300"), str(tmp_path / "200"), "-o", str(tmp_path / "m")]) == 0
     assert capsys.readouterr().out.partition("**passkey**")[2] == whole
     assert json.loads((tmp_path / "m" / "results.json").read_text())["settings"]["folders"]
+    rows, _ = read_recall([tmp_path / "200", tmp_path / "more"])
+    assert [(row.cell.length, row.samples) for row in rows] == [(200, 2), (200, 2)]
     assert cli.main(["eval", "merge", str(tmp_path / "200"), str(tmp_path / "200-300")]) == 1
     assert "which" in capsys.readouterr().err
     for text in ("", "[]", '{"settings": {}}', '{"settings": {"seed": 0}, "rows": [{}]}'):
@@ -140,6 +150,14 @@ def test_layers_on_a_gpu_are_asked_for_and_not_forgotten(capsys: pytest.CaptureF
     for command in (["eval", "recall", "--lengths", "200"], ["calibrate", "-o", "never.gguf"]):
         assert cli.main([*command, "--gpu-layers", "3"]) == 1
         assert "gpu_layers: found 3 with device 'cpu'" in capsys.readouterr().err
+
+
+def test_a_configuration_says_what_it_runs() -> None:
+    assert BASE.softmax().describe() == "the embedded model on cpu, softmax attention"
+    assert (
+        "window 128 in chunks of 64, first, lambda 7 per head"
+        in BASE.with_options(window_size=128, policy="first", sparse_size=7).describe()
+    )
 
 
 def test_every_combination_stands_once() -> None:
@@ -169,6 +187,8 @@ def test_perplexity_is_that_of_the_scores(model: Model) -> None:
     assert rows[-1].mean == pytest.approx(np.mean(scores), rel=1e-4)
     assert [(row.first, row.last) for row in rows] == [(1, 63), (64, 127), (128, 199), (1, 199)]
     assert rows[1].mean == pytest.approx(np.mean([s[63:127] for s in scores]), rel=1e-4)
+    last = [(row.first, row.last) for row in measure_divergence(BASE, [BASE], [segments[0][:128]], every=32)]
+    assert last == [(1, 63), (64, 128), (32, 128)]
 
 
 def test_segments_that_are_read_together_diverge_as_alone() -> None:
@@ -187,26 +207,36 @@ def test_a_configuration_does_not_diverge_from_itself_and_softmax_does(model: Mo
 
 
 def test_pictures_are_well_formed_and_escape_names() -> None:
-    values = {(512, 0.0): 1.0, (512, 1.0): 0.5}
+    head, point, axes = Heading("a < b", "n & m"), Point(512, 0.0, 0.0, 0.0), {"horizontal": "x", "vertical": "<y>"}
     for picture in (
-        heat_map("a < b", [512], [0.0, 1.0], values),
-        line_plot("a & b", {"<x>": [(512, 0.5), (1024, 1.0)], "y": [(512, 0.0)]}, vertical="share"),
-        line_plot("one point", {"x": [(512, 0.0)]}, vertical="share"),
+        heat_map(head, [512, 1024], [0.0, 1.0], {(512, 0.0): 1.0, (512, 1.0): 0.5, (1024, 0.0): 0.0}),
+        line_plot(head, {"<x>": [point, Point(1024, 0.5, 0.2, 0.7)], "y": [point]}, **axes, ends=(0.0, 1.0)),
+        line_plot(head, {"x": [point]}, **axes),
     ):
         assert ElementTree.fromstring(picture).tag.endswith("svg")
         assert "nan" not in picture
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (5.2, 34.7), (0.0, 0.0), (3.0, 3.0), (1e-7, 2e-6), (0, 4e5)])
+def test_the_marks_of_an_axis_are_few_and_hold_all_values(low: float, high: float) -> None:
+    marks = axis_marks(low, high)
+    assert marks[0] <= low <= high <= marks[-1] and marks[0] < marks[-1] and len(marks) <= 9
 
 
 def test_the_command_writes_a_table_numbers_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["-t", "1", "-o", str(tmp_path)]
     text = tmp_path / "text.txt"
     text.write_text("def add(first, second):\n    return first + second\n" * 30)
-    recall = ["eval", "recall", "--tasks", "passkey", "--lengths", "200", "--samples", "1", "--depths", "0", "1"]
+    recall = ["eval", "recall", "--tasks", "passkey", "--lengths", "200", "250", "--samples", "1", "--depths", "0", "1"]
     assert cli.main([*recall, "--haystack", str(text), *out]) == 0
-    assert "| model | 1.000 (0.34 to 1.00) | 3,223,552 |" in capsys.readouterr().out
+    assert "| model | 1.000 (0.34 to 1.00) | 1.000 (0.34 to 1.00) | 3,223,552 |" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["depth"] for row in results["rows"]] == [0.0, 1.0]
-    assert (tmp_path / "passkey-model.svg").exists()
+    assert [row["depth"] for row in results["rows"]] == [0.0, 1.0, 0.0, 1.0]
+    about = (
+        "the embedded model on cpu; where nothing else is said, window 64 in chunks of 64, weighted_recall, lambda 64"
+    )
+    assert (tmp_path / "report.md").read_text().startswith(about)
+    assert about in (tmp_path / "passkey-in-text-txt-model.svg").read_text()
     likelihood = ["--text", str(text), "--length", "100", "--segments", "1", *out]
     assert cli.main(["eval", "perplexity", "--vary", "sparse_size=0,64", *likelihood]) == 0
     assert (tmp_path / "perplexity.svg").exists()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 
 from lola_cpp import Model  # noqa: E402
 from lola_cpp.eval.harness import LolaModel  # noqa: E402
+from lola_cpp.eval.tasks import make_prompt  # noqa: E402
 
 CONTEXT = "import os\n\n\ndef add(first, second):\n    return"
 SPLIT = 0.05  # another split of the prompt: activations round to other integers where they are near a border
@@ -85,25 +90,48 @@ def test_session_options_are_model_arguments_and_wrong_ones_are_refused() -> Non
         LolaModel.create_from_arg_string("sparse_sise=7")
 
 
-def test_the_harness_runs_tasks_made_from_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
+@pytest.fixture
+def local_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task of choices and one of a pass key to be generated."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = [{"text": "import os\nimport", "choices": [" sys", " zebra"], "answer": 0}] * 3
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "choice.yaml").write_text(
-        f"task: local_choice\ndataset_path: json\ndataset_kwargs:\n  data_files: {tmp_path}/rows.jsonl\n"
-        "test_split: train\noutput_type: multiple_choice\n"
-        'doc_to_text: "{{text}}"\ndoc_to_target: answer\ndoc_to_choice: choices\n'
-        "metric_list:\n  - metric: acc\n"
-    )
-    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    result = simple_evaluate(
-        model="lola_cpp", model_args="threads=1", tasks=["local_choice"], task_manager=manager, bootstrap_iters=0
-    )
-    assert result["results"]["local_choice"]["acc,none"] == 1.0
+    key = make_prompt("passkey", Model.default().tokenize, 400, rng=random.Random(1))
+    rows = {
+        "choice": [{"text": "import os\nimport", "choices": [" sys", " zebra"], "answer": 0}] * 3,
+        "key": [{"text": key.text, "answer": key.answers[0]}],
+    }
+    kinds = {
+        "choice": "output_type: multiple_choice\ndoc_to_choice: choices\nmetric_list:\n  - metric: acc\n",
+        "key": "output_type: generate_until\ngeneration_kwargs:\n  until: ['.']\n  max_gen_toks: 20\n"
+        "metric_list:\n  - metric: exact_match\n    regexes_to_ignore: ['[^0-9]']\n",
+    }
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (tmp_path / f"{name}.yaml").write_text(
+            f"task: local_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: {tmp_path}/{name}.jsonl\n"
+            'test_split: train\ndoc_to_text: "{{text}}"\ndoc_to_target: answer\n' + kinds[name]
+        )
+    return tmp_path
+
+
+def test_the_command_runs_tasks_made_from_local_files(local_tasks: Path) -> None:
+    command = [sys.executable, "-m", "lola_cpp.eval.harness", "--model", "lola_cpp", "--batch_size", "2"]
+    command += ["--model_args", "threads=1,sparse_size=64", "--include_path", str(local_tasks)]
+    command += ["--tasks", "local_choice,local_key", "--output_path", str(local_tasks / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (report,) = local_tasks.glob("out*.json")
+    results = json.loads(report.read_text())["results"]
+    assert results["local_choice"]["acc,none"] == 1.0
+    assert results["local_key"]["exact_match,none"] == 1.0
+
+
+def test_the_entry_point_leads_to_the_model() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    ((name, target),) = project["entry-points"]["lm_eval.models"].items()
+    assert name == "lola_cpp"
+    assert EntryPoint(name, target, "lm_eval.models").load() is LolaModel
 
 
 def test_the_models_own_template_is_wanted_for_chats(lm: LolaModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="the studies need torch")
 pytest.importorskip("transformers", reason="the studies train models of transformers")
 pytest.importorskip("safetensors", reason="models are written with safetensors")
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import study_kappa  # noqa: E402
 from budgets.model import Student  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers", reason="training needs transformers")
 pytest.importorskip("safetensors", reason="models are written with safetensors")
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 from lola_cpp.distill.lora import Student  # noqa: E402
 from lola_cpp.distill.options import Options  # noqa: E402

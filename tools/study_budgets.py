@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Should the sizes of the sparse caches follow the data? Fixed, adaptive and shared budgets at equal total pairs: the
-table "Budgets that follow the data" of docs/recall.md.
+last table of docs/recall.md.
 
     python tools/study_budgets.py --device cuda -o budgets        (needs torch and gguf; the embedded model)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Is a calibrated kappa good on other models? Small teachers of several seeds, sizes and trainings, and what each
-policy recalls in them: the table "Kappa on other teachers" of docs/recall.md.
+policy recalls in them: the first table of docs/recall.md has the figures.
 
     python tools/study_kappa.py work            (pip install '.[convert,distill]'; two minutes a teacher on one core)
 
@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from byte_tokenizer import write_byte_tokenizer
 from lola_cpp import Model, Session
 from lola_cpp.convert.adapter import Settings
 from lola_cpp.convert.hf import convert_folder
@@ -35,6 +35,7 @@ from lola_cpp.distill.teacher import finish, project, softmax_attention
 from lola_cpp.eval.calibrate import by_layer, calibrate, losses_by_rule
 from lola_cpp.eval.statistics import wilson
 from lola_cpp.session import advance
+from tiny.teacher import make_optimizers, set_rate
 
 NAMES, THINGS, WORDS = 24, 16, 60
 NAME = 2  # the first token of each kind; 0 and 1 begin and end texts
@@ -137,30 +138,18 @@ def write_teacher(kind: Kind, folder: Path, steps: int) -> None:
     model = transformers.AutoModelForCausalLM.from_config(config).float()
     train(model, kind, steps)
     model.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<s>", "</s>", *alphabet, *(f"<{i}>" for i in range(VOCABULARY - 2 - len(alphabet)))]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    write_byte_tokenizer(folder, VOCABULARY)
 
 
 def train(model: torch.nn.Module, kind: Kind, steps: int) -> None:
-    """Muon for the matrices of the layers, AdamW for the rest; short documents first."""
+    """Short documents first."""
     language, rate = Language(kind.seed), 4e-3
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=kind.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=kind.weight_decay),
-    ]
+    optimizers = make_optimizers(model, matrices, rate, decay=kind.weight_decay, decay_of_rest=kind.weight_decay)
     bar = tqdm(range(steps), desc=kind.name, mininterval=10)
     for step in bar:
         share = step / steps
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * min(1.0, 1 - 0.95 * (share - 0.6) / 0.4)
+        set_rate(optimizers, rate * min(1.0, (step + 1) / 50) * min(1.0, 1 - 0.95 * (share - 0.6) / 0.4))
         length = SHORT if share < 0.6 else LENGTH
         documents = [language.document(length) for _ in range(BATCH_TOKENS // length)]
         tokens, answers = (torch.from_numpy(np.stack(rows)) for rows in zip(*documents, strict=True))

@@ -124,7 +124,7 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     if plan.start:
         model.load(plan.start)
         anchor = copy.deepcopy(model).requires_grad_(False)
-    optimizers = make_optimizers(model, stage.rate)
+    optimizers = make_optimizers(model, model.matrices(), stage.rate)
     path = folder / f"{stage.name}.pt"
     step, spent = _load(path, model, optimizers, device)
     if plan.compile:
@@ -160,13 +160,14 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     return model
 
 
-def make_optimizers(model: TinyLlama, rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: torch.nn.Module, matrices: list[Tensor], rate: float, *, decay: float = 0.1, decay_of_rest: float = 0.0
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the rest."""
-    matrices = model.matrices()
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return [
-        torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay_of_rest),
     ]
 
 

@@ -115,29 +115,30 @@ def _measure_recall(
         haystack=find_haystack(options.haystack),
         seed=options.seed,
         active=options.active,
-        after_prompts=lambda rows: _save_recall(options, rows),
+        after_prompts=lambda rows: _save_recall(options, rows, _base(options).describe()),
     )
     print(recall_markdown(rows), end="")
     return 0
 
 
 def _merge(options: argparse.Namespace) -> int:
-    rows = read_recall(options.folders)
+    rows, about = read_recall(options.folders)
     options.folders = [str(folder) for folder in options.folders]
     print(recall_markdown(rows), end="")
-    _save_recall(options, rows)
+    _save_recall(options, rows, about)
     return 0
 
 
-def _save_recall(options: argparse.Namespace, rows: list[RecallRow]) -> None:
+def _save_recall(options: argparse.Namespace, rows: list[RecallRow], about: str) -> None:
     """What there is so far, for long runs that are stopped."""
-    _save(options, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows))
+    _save(options, about, [row.as_dict() for row in rows], recall_markdown(rows), recall_pictures(rows, about))
 
 
 def _perplexity(options: argparse.Namespace) -> int:
     configurations = _varied(options)
     segments = segments_of(configurations[0], read_text(options.text), options.length, options.segments)
-    return _report_positions(options, measure_perplexity(configurations, segments), divergence=False)
+    rows = measure_perplexity(configurations, segments)
+    return _report_positions(options, rows, _base(options).describe(), divergence=False)
 
 
 def _divergence(options: argparse.Namespace) -> int:
@@ -152,14 +153,15 @@ def _divergence(options: argparse.Namespace) -> int:
     reference = replace(_base(options), **given).with_options(**{name: values[0] for name, values in chosen.items()})
     segments = segments_of(reference, read_text(options.text), options.length, options.segments)
     rows = measure_divergence(reference, _varied(options), segments, every=options.every)
-    return _report_positions(options, rows, divergence=True)
+    about = f"{_base(options).describe()}\nagainst {reference.describe()}"
+    return _report_positions(options, rows, about, divergence=True)
 
 
-def _report_positions(options: argparse.Namespace, rows: list[PositionRow], *, divergence: bool) -> int:
+def _report_positions(options: argparse.Namespace, rows: list[PositionRow], about: str, *, divergence: bool) -> int:
     text = position_markdown(rows, divergence=divergence)
-    picture = position_picture(rows, divergence=divergence)
+    picture = position_picture(rows, about, divergence=divergence)
     print(text, end="")
-    _save(options, [vars(row) for row in rows], text, {str(options.kind): picture})
+    _save(options, about, [vars(row) for row in rows], text, {str(options.kind): picture})
     return 0
 
 
@@ -181,11 +183,14 @@ def _varied(options: argparse.Namespace) -> list[Configuration]:
     return [base.softmax(), *configurations] if options.softmax else configurations
 
 
-def _save(options: argparse.Namespace, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]) -> None:
+def _save(
+    options: argparse.Namespace, about: str, rows: list[dict[str, Any]], text: str, pictures: dict[str, str]
+) -> None:
+    """about: the model, which the rows differ from where they say so."""
     if options.out is not None:
         settings = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(options).items()
             if name != "command"
         }
-        write_report(options.out, settings, rows, text, pictures)
+        write_report(options.out, {"about": about, **settings}, rows, f"{about}\n\n{text}", pictures)

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from .._core import UsageError
@@ -47,6 +48,20 @@ class Configuration:
     def session(self, context_length: int) -> Session:
         """A new session; context_length is for the softmax layers, where the options name none."""
         return self.load().session(**{"context_length": context_length, **dict(self.options)})
+
+    def describe(self) -> str:
+        """The model and its memories in a line, for the heads of tables and pictures."""
+        model = self.load()
+        options = {**model.session_defaults, **dict(self.options)}
+        names = [Path(file).name for file in (self.model, self.adapter) if file not in (None, "none")]
+        files = " with ".join(names) or "the embedded model"
+        if not model.info.has_lola:
+            return f"{files} on {self.device}, softmax attention"
+        sparse = f"{options['policy']}, lambda {options['sparse_size']} per {options['sparse_scope']}"
+        return (
+            f"{files} on {self.device}; where nothing else is said, window {options['window_size']} in chunks of "
+            f"{options['chunk_size']}, {sparse}, {options['mixing']}, pairs {options['pair_type']}"
+        )
 
     def with_options(self, **options: Any) -> Configuration:
         """The same with some options changed, named after those."""

@@ -3,6 +3,9 @@
     pip install 'lola_cpp[eval]'
     python -m lola_cpp.eval.harness --model lola_cpp --model_args model=base.gguf,adapter=lola.gguf --tasks hellaswag
 
+Up to 0.4.13 the harness looks models up in a table of its own and has no option that imports others, so this module is
+its command. Later releases find `lola_cpp` by the entry point in pyproject.toml: `lm_eval --model lola_cpp ...`.
+
 Model arguments: those of LolaModel, and the options of Model.session (sparse_size=256, say). The harness's own --device
 is not looked at, because it names a GPU where it is not given: backend=cuda does.
 """

@@ -24,10 +24,14 @@ _TEXT_SIZE = 8 << 20  # more of a folder is not read
 
 @dataclass(frozen=True)
 class Haystack:
-    """Units of text and what stands between them; units(rng) gives a function from a count to that many units."""
+    """Units of text and what stands between them; units(rng) gives a function from a count to that many units.
+
+    name  what tables call it
+    """
 
     units: Callable[[random.Random], Callable[[int], list[str]]]
     separator: str
+    name: str
 
 
 @functools.lru_cache(maxsize=4)
@@ -38,25 +42,25 @@ def find_haystack(name: str) -> Haystack:
     """
     if name in _NAMED:
         return _NAMED[name]
-    return text_haystack(tuple(line for line in read_text(name).splitlines() if line.strip()))
+    return text_haystack(tuple(line for line in read_text(name).splitlines() if line.strip()), Path(name).name)
 
 
-def text_haystack(lines: tuple[str, ...]) -> Haystack:
+def text_haystack(lines: tuple[str, ...], name: str) -> Haystack:
     """Consecutive lines from a random place on, going round at the end."""
 
     def units(rng: random.Random) -> Callable[[int], list[str]]:
         start = rng.randrange(len(lines))
         return lambda count: [lines[(start + i) % len(lines)] for i in range(count)]
 
-    return Haystack(units, "\n")
+    return Haystack(units, "\n", name)
 
 
 def _noise(_rng: random.Random) -> Callable[[int], list[str]]:
     return lambda count: [_NOISE] * count
 
 
-NOISE = Haystack(_noise, " ")
-_NAMED = {"noise": NOISE, "noise_lines": Haystack(_noise, "\n")}
+NOISE = Haystack(_noise, " ", "noise")
+_NAMED = {"noise": NOISE, "noise_lines": Haystack(_noise, "\n", "noise_lines")}
 
 
 @functools.lru_cache(maxsize=4)

@@ -125,18 +125,19 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def _by_position(name: str, values: Floats, at: NDArray[np.int64], same: Floats | None = None) -> list[PositionRow]:
-    """values [segments, positions]; the borders of the rows are powers of two from 64 on."""
+    """values [segments, positions]; the borders of the rows are powers of two from 64 on, but for the end."""
     rows = []
-    low, high = 1, 64
-    while low <= at[-1]:
+    low, high, end = 1, 64, int(at[-1])
+    while low <= end:
+        high += high == end  # the last position is no row of its own
         inside = (at >= low) & (at < high)
         if inside.any():
             mean, error = mean_and_error(values[:, inside].mean(axis=1).tolist())
             agreement = None if same is None else float(same[:, inside].mean())
-            rows.append(PositionRow(name, low, min(high - 1, int(at[-1])), mean, error, agreement))
+            rows.append(PositionRow(name, low, min(high - 1, end), mean, error, agreement))
         low, high = high, 2 * high
     mean, error = mean_and_error(values.mean(axis=1).tolist())
     return [
         *rows,
-        PositionRow(name, int(at[0]), int(at[-1]), mean, error, None if same is None else float(same.mean())),
+        PositionRow(name, int(at[0]), end, mean, error, None if same is None else float(same.mean())),
     ]

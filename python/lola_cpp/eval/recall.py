@@ -16,12 +16,12 @@ from .configurations import Configuration
 from .haystacks import NOISE, Haystack
 from .progress import bar
 from .statistics import wilson
-from .tasks import Prompt, make_prompt
+from .tasks import Prompt, make_prompt, title
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Where samples are counted together. depth None: anywhere."""
+    """Where samples are counted together. task: its title; depth None: anywhere."""
 
     task: str
     length: int
@@ -44,6 +44,13 @@ class RecallRow:
         self.right += prompt.found_in(answer)
         self.share += prompt.share_found(answer)
         self.memory_bytes = max(self.memory_bytes, memory_bytes)
+
+    def add(self, other: RecallRow) -> None:
+        """Counts the samples of another row of the same cell, too."""
+        self.samples += other.samples
+        self.right += other.right
+        self.share += other.share
+        self.memory_bytes = max(self.memory_bytes, other.memory_bytes)
 
     @property
     def accuracy(self) -> float:
@@ -106,7 +113,7 @@ def measure_recall(
                     seeds = [f"{seed} {task} {length} {depth} {sample}" for sample in range(counts[length])]
                     make = partial(make_prompt, task, _encoder(configuration), length, haystack=haystack, depth=depth)
                     prompts[configuration.model] = _side_by_side(make, seeds)
-                row = RecallRow(Cell(task, length, depth, configuration.name))
+                row = RecallRow(Cell(title(task, haystack), length, depth, configuration.name))
                 jobs = _jobs(configuration, prompts[configuration.model])
                 for job, answer, session in generate_each(jobs, active=active or configuration.active):
                     row.count(job.key, answer, session.memory_bytes)

@@ -94,6 +94,12 @@ def make_prompt(
     return Prompt(text, encode(text), puzzle.answers, depth)
 
 
+def title(task: str, haystack: Haystack) -> str:
+    """What tables call a task: with the haystack where it is neither noise nor the task's own."""
+    own = TASKS[task](random.Random(0)).haystack is not None
+    return task if own or haystack is NOISE else f"{task} in {haystack.name}"
+
+
 def _places(puzzle: Puzzle, depth: float, rng: random.Random) -> list[float]:
     others = [rng.random() for _ in puzzle.hidden[1:]]
     if puzzle.in_order:
@@ -193,7 +199,7 @@ def frequent_words(rng: random.Random) -> Puzzle:
     return Puzzle(
         opening="Read the following coded text and track the frequency of each coded word. Find the three most "
         "frequently appeared coded words. ",
-        haystack=Haystack(units, " "),
+        haystack=Haystack(units, " ", "coded words"),
         question="\nQuestion: What are the three most frequently appeared words in the above coded text? Answer: "
         "According to the coded text above, the three most frequently appeared words are:",
         answers=tuple(words[:3]),

@@ -26,7 +26,7 @@ from .completion import Completion, Step
 from .embedding import LLAMA_POOLING_TYPE_UNSPECIFIED, check_pooling, embed, response
 from .helpers import LlamaState
 from .hub import download
-from .loading import load
+from .loading import load, spelled_metadata
 
 _REWIND_COPIES = 8  # of the memories, so that a prompt that shares a beginning is not read again
 
@@ -121,9 +121,7 @@ class Llama:
     @property
     def metadata(self) -> dict[str, str]:
         """The file's metadata but its arrays."""
-        file = self._loaded._core.file
-        values = {key: file.get(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-        return {key: _spelled(value) for key, value in values.items() if not isinstance(value, (list, np.ndarray))}
+        return spelled_metadata(self._loaded._core.file)
 
     def n_ctx(self) -> int:
         return self._n_ctx
@@ -393,9 +391,3 @@ class Llama:
 
 def _or_minus_one(token: int | None) -> int:
     return -1 if token is None else token
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

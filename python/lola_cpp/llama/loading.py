@@ -1,8 +1,11 @@
-"""Where the layers of a model go, as llama-cpp-python's n_gpu_layers says it."""
+"""A model's file: where its layers go, as llama-cpp-python's n_gpu_layers says it, and its metadata as text."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import numpy as np
 
 from .._core import GgufFile, UnsupportedError
 from ..model import Model, PathLike
@@ -27,3 +30,15 @@ def load(path: PathLike, adapter: PathLike | None, threads: int | None, gpu_laye
 def _layers(path: PathLike) -> int:
     file = GgufFile(path)
     return int(file.get(f"{file.get('general.architecture')}.block_count", 0))
+
+
+def spelled_metadata(file: GgufFile) -> dict[str, str]:
+    """All of it but the arrays."""
+    values = {key: file.get(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
+    return {key: _spelled(value) for key, value in values.items() if not isinstance(value, (list, np.ndarray))}
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
