@@ -94,20 +94,41 @@ __device__ inline int count_before(bool is, int* warps, int& total) {
   return before;
 }
 
-// keys [count] = of the owner's scores: the largest that a query head of the group gives.
-__device__ inline void load_keys(const LolaView& view, const RunScratch& scratch, int boundary,
-                                 int owner, int count, uint32_t* keys) {
+// The largest score that a query head of the group gives an owner's pair i.
+__device__ inline float largest_score(const LolaView& view, const RunScratch& scratch, int boundary,
+                                      int owner, int i) {
+  constexpr int kAtOnce = 4;
   const int heads = view.head_scope ? 1 : view.group;
   const float* scores =
       scratch.head_scores +
-      (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most;
-  for (int i = threadIdx.x; i < padded_choice(count); i += kThreads) {
-    float best = -INFINITY;
-    for (int h = 0; h < heads && i < count; ++h) {
-      const float score = scores[h * scratch.most + i];
-      if (score > best) best = score;  // never true of a NaN
+      (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most + i;
+  float best = -INFINITY;
+#pragma unroll 1
+  for (int h = 0; h < heads; h += kAtOnce) {
+    float score[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) score[n] = scores[min(h + n, heads - 1) * scratch.most];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (score[n] > best) best = score[n];  // never true of a NaN
     }
-    keys[i] = i < count ? rank_key(best) : 0;
+  }
+  return best;
+}
+
+// m.numbers and, where they compete, m.keys of the eligible pairs.
+template <PairType type>
+__device__ inline void load_eligible(const LolaView& view, const RunScratch& scratch,
+                                     const DeviceBoundary& boundary, int owner, bool compete,
+                                     const SettleMemory<type>& m) {
+  const int count = boundary.cached + boundary.leaving;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < padded_choice(count); i += kThreads) {
+    const int pair = min(i, count - 1);
+    const int number = eligible_number(view, scratch, boundary, owner, pair);
+    const float score = compete ? largest_score(view, scratch, blockIdx.z, owner, pair) : 0.0f;
+    m.numbers[i] = number;
+    m.keys[i] = i < count ? rank_key(score) : 0;
   }
   __syncthreads();
 }
@@ -122,10 +143,7 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
   const int count = boundary.cached + boundary.leaving;
   const int capacity = static_cast<int>(view.sparse_capacity);
   const bool compete = capacity > 0 && count > capacity;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    m.numbers[i] = eligible_number(view, scratch, boundary, owner, i);
-  }
-  if (compete) load_keys(view, scratch, blockIdx.z, owner, count, m.keys);
+  load_eligible(view, scratch, boundary, owner, compete, m);
   const int64_t next = cache_part(view, boundary.to, owner);
   int all_lost = 0;
 #pragma unroll 1
@@ -275,6 +293,9 @@ __global__ void __launch_bounds__(kThreads)
     main[n] = EightColumns(from.state + at);
     if (from.pending_state != nullptr) pending[n] = EightColumns(from.pending_state + at);
   }
+  const int own = min(first + static_cast<int>(threadIdx.x), f - 1);  // of the sums
+  const float main_sum = from.sum[own];
+  const float pending_sum = from.pending_sum == nullptr ? 0.0f : from.pending_sum[own];
   const SettleMemory<type> m(shared, d, scratch,
                              static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
   const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
@@ -309,11 +330,9 @@ __global__ void __launch_bounds__(kThreads)
   float* parts = m.phi;  // [kWarps, 32]; nobody reads the features any more
   parts[threadIdx.x] = sum;
   __syncthreads();
-  const int j = first + static_cast<int>(threadIdx.x);
-  if (threadIdx.x >= kFeatures || j >= f) return;
+  if (threadIdx.x >= kFeatures || first + static_cast<int>(threadIdx.x) >= f) return;
   for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
-  write_sums(from.sum[j], from.pending_sum == nullptr ? 0.0f : from.pending_sum[j], sum, flush,
-             moved(to.sum, j), moved(to.pending_sum, j));
+  write_sums(main_sum, pending_sum, sum, flush, moved(to.sum, own), moved(to.pending_sum, own));
 }
 
 template <Absorb what>
