@@ -1,11 +1,7 @@
 // The eligible pairs of boundaries are scored where they compete.
-#include <iterator>
-#include <string_view>
-#include <utility>
-
 #include "backend/cuda/linear_rows.cuh"
 #include "backend/cuda/lola_boundary.cuh"
-#include "memory/policies/policy_table.h"
+#include "backend/cuda/lola_choice.cuh"
 
 namespace lola {
 namespace {
@@ -19,21 +15,6 @@ using Part = WarpPart<kDim, kColumnWarps>;
 template <int kDim>
 int64_t memory_bytes(const LolaView& view) {
   return int64_t{4} * kStages<kDim> * stage_floats<kDim>(view.head_dim);
-}
-
-// The score that a policy of the table gives.
-template <size_t... policies>
-__device__ inline float score_of(int policy, const PairFacts& facts,
-                                 std::index_sequence<policies...>) {
-  float score = 0.0f;
-  const auto ask = [&]<size_t own>() {
-    constexpr CachePolicy kPolicy = kCachePolicies[own];
-    if constexpr (kPolicy.score != nullptr) {
-      if (policy == static_cast<int>(own)) score = kPolicy.score(facts);
-    }
-  };
-  (ask.template operator()<policies>(), ...);
-  return score;
 }
 
 // The pairs of a block, of one head at a boundary.
@@ -147,13 +128,7 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
   if (row >= count) return;
   scratch.head_scores[(static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most +
                       first + row] =
-      score_of(policy, facts, std::make_index_sequence<std::size(kCachePolicies)>());
-}
-
-int index_of(const CachePolicy& policy) {
-  int index = 0;
-  while (std::string_view(kCachePolicies[index].name) != policy.name) ++index;
-  return index;
+      score_of(policy, facts);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backend/cuda/lola_boundary.cuh"
+#include "backend/cuda/lola_choice.cuh"
 #include "backend/cuda/row_tile.cuh"
 
 namespace lola {
@@ -46,53 +47,6 @@ struct SettleMemory {
            (most <= kSharedChoice ? 4 * kChoice * padded_choice(most) : 0);
   }
 };
-
-// Larger for larger scores; never 0.
-__device__ inline uint32_t rank_key(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 becomes 0
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float score_of_key(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
-}
-
-// How many of keys [begin, end) are larger than `than`; multiples of 4.
-__device__ inline int count_larger(const uint32_t* keys, int begin, int end, uint32_t than) {
-  int found = 0;
-#pragma unroll 4
-  for (int j = begin; j < end; j += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-    found += (four.x > than) + (four.y > than) + (four.z > than) + (four.w > than);
-  }
-  return found;
-}
-
-// How many of keys [count] rank above key i: the larger ones and, of equal ones, the older. Past
-// count, to a multiple of 32, they are 0.
-__device__ inline int rank_of(const uint32_t* keys, int count, int i) {
-  const uint32_t own = keys[i];
-  const int near = i / 32 * 32;  // of this warp
-  int above = count_larger(keys, 0, near, own - 1) +
-              count_larger(keys, near + 32, padded_choice(count), own);
-  for (int j = near; j < near + 32; ++j) above += keys[j] > own || (keys[j] == own && j < i);
-  return above;
-}
-
-// How many threads before this one have `is`, and in all (total).
-__device__ inline int count_before(bool is, int* warps, int& total) {
-  const unsigned ballot = __ballot_sync(~0u, is);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (lane == 0) warps[warp] = __popc(ballot);
-  __syncthreads();
-  int before = __popc(ballot & ((1u << lane) - 1));
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? warps[w] : 0;
-    total += warps[w];
-  }
-  __syncthreads();
-  return before;
-}
 
 // The largest score that a query head of the group gives an owner's pair i.
 __device__ inline float largest_score(const LolaView& view, const RunScratch& scratch, int boundary,
@@ -151,7 +105,7 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
     const int i = begin + static_cast<int>(threadIdx.x);
     const bool keeps = i < count && (compete ? rank_of(m.keys, count, i) < capacity : capacity > 0);
     int total;
-    const int lost = all_lost + count_before(i < count && !keeps, warps, total);
+    const int lost = all_lost + count_before<kWarps>(i < count && !keeps, warps, total);
     all_lost += total;
     if (i >= count) continue;
     if (!keeps) m.lost[lost] = m.numbers[i];
