@@ -28,7 +28,8 @@ __device__ inline float score_of(int policy, const PairFacts& facts) {
   };
   [&]<size_t... policies>(std::index_sequence<policies...>) {
     (ask.template operator()<policies>(), ...);
-  }(std::make_index_sequence<std::size(kCachePolicies)>());
+  }
+  (std::make_index_sequence<std::size(kCachePolicies)>());
   return score;
 }
 
@@ -41,44 +42,47 @@ __device__ inline float score_of_key(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
-// How many of keys [begin, end) are larger than `than`; multiples of 4.
-__device__ inline int count_larger(const uint32_t* keys, int begin, int end, uint32_t than) {
-  int found = 0;
-#pragma unroll 4
-  for (int j = begin; j < end; j += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-    found += (four.x > than) + (four.y > than) + (four.z > than) + (four.w > than);
-  }
-  return found;
-}
-
 // How many of keys [count] rank above key i: the larger ones and, of equal ones, the older. Past
-// count, to a multiple of 32, they are 0.
+// count, to a multiple of 32, they are 0. By kLanes <= 2 neighbours with the same i; whole warps.
+template <int kLanes>
 __device__ inline int rank_of(const uint32_t* keys, int count, int i) {
+  constexpr int kAtOnce = 4;  // times four keys
+  const int lane = threadIdx.x % kLanes, near = i / 4 * 4;
   const uint32_t own = keys[i];
-  const int near = i / 32 * 32;  // of this warp
-  int above = count_larger(keys, 0, near, own - 1) +
-              count_larger(keys, near + 32, padded_choice(count), own);
-  for (int j = near; j < near + 32; ++j) above += keys[j] > own || (keys[j] == own && j < i);
+  int above = 0;
+#pragma unroll 1
+  for (int j = lane * 4; j < padded_choice(count); j += kLanes * kAtOnce * 4) {
+    uint4 fours[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      fours[n] = *reinterpret_cast<const uint4*>(keys + j + n * kLanes * 4);
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const uint4 four = fours[n];
+      const uint32_t than = j + n * kLanes * 4 < near ? own - 1 : own;
+      above += (four.x > than) + (four.y > than) + (four.z > than) + (four.w > than);
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < 3; ++n) above += lane == 0 && near + n < i && keys[near + n] == own;
+  if constexpr (kLanes == 2) above += __shfl_xor_sync(~0u, above, 1);
   return above;
 }
 
-// How many threads before this one have `is`, and in all (total); by a
-// block of kWarps. warps: shared.
+// How many threads before this one have `is`, and in all (total); by a block of kWarps. warps:
+// shared.
 template <int kWarps>
 __device__ inline int count_before(bool is, int* warps, int& total) {
   const unsigned ballot = __ballot_sync(~0u, is);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (lane == 0) warps[warp] = __popc(ballot);
   __syncthreads();
-  int before = __popc(ballot & ((1u << lane) - 1));
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? warps[w] : 0;
-    total += warps[w];
-  }
+  const int own = lane < kWarps ? warps[lane] : 0;
+  total = __reduce_add_sync(~0u, own);
+  const int before = __reduce_add_sync(~0u, lane < warp ? own : 0);
   __syncthreads();
-  return before;
+  return before + __popc(ballot & ((1u << lane) - 1));
 }
 
 }  // namespace lola

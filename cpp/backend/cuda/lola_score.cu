@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
   }
   if (row >= count) return;
   scratch.head_scores[(static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most +
-                      first + row] =
-      score_of(policy, facts);
+                      first + row] = score_of(policy, facts);
 }
 
 }  // namespace

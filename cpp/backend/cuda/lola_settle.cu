@@ -34,6 +34,7 @@ struct SettleMemory {
       : phi(shared),
         v(reinterpret_cast<Element*>(phi + kPairs * kPhiStride)),
         stride(weighted_stride<Element>(head_dim)) {
+    // In device memory all blocks of an owner write the same numbers to the same places.
     int* choice = scratch.most <= kSharedChoice
                       ? reinterpret_cast<int*>(v + kPairs * stride)
                       : scratch.choice + owner * kChoice * padded_choice(scratch.most);
@@ -103,7 +104,8 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kThreads) {
     const int i = begin + static_cast<int>(threadIdx.x);
-    const bool keeps = i < count && (compete ? rank_of(m.keys, count, i) < capacity : capacity > 0);
+    const bool keeps =
+        i < count && (compete ? rank_of<1>(m.keys, count, i) < capacity : capacity > 0);
     int total;
     const int lost = all_lost + count_before<kWarps>(i < count && !keeps, warps, total);
     all_lost += total;

@@ -48,8 +48,12 @@ struct Split {
   uint32_t high, low;
 };
 
+// The bits that tf32 has. A compiler that knew them would leave them away, as products do not read
+// others, and copy the numbers to where a product takes them instead, again for each product.
+static __constant__ uint32_t kTf32Bits = 0xFFFFE000u;
+
 __device__ inline Split split(float x) {
-  const uint32_t high = __float_as_uint(x) & 0xFFFFE000u;
+  const uint32_t high = __float_as_uint(x) & kTf32Bits;
   return {high, __float_as_uint(x - __uint_as_float(high))};
 }
 
