@@ -38,6 +38,19 @@ void copy_rows(const Stream& stream, const float* x, int64_t rows, int64_t width
 
 void rope(const Stream& stream, const RopeRows& rows);
 
+// Value i of a head after rotation. Without a branch, so that the loads of several values can be
+// on their way together.
+__device__ inline float rotated(const RopeRows& rope, const float* head, int64_t row, int i) {
+  const int pairs = static_cast<int>(rope.pairs), turning = min(i, 2 * pairs - 1);
+  const bool interleaved = rope.layout == RopeLayout::kInterleaved;
+  const int pair = interleaved ? turning / 2 : turning < pairs ? turning : turning - pairs;
+  const bool second = turning != (interleaved ? 2 * pair : pair);
+  const int step = interleaved ? 1 : pairs;
+  const float own = head[i], other = head[second ? turning - step : turning + step];
+  const float c = rope.cosine[row * pairs + pair], s = rope.sine[row * pairs + pair];
+  return i > turning ? own : own * c + (second ? other : -other) * s;
+}
+
 // gate = silu(gate) * up, [rows, width]
 void silu_gate(const Stream& stream, float* gate, const float* up, int64_t rows, int64_t width,
                const ProductCopy& copy);
