@@ -14,6 +14,7 @@ from lola_cpp._core import GgufFile
 from lola_cpp.convert.copying import copy_keys
 from lola_cpp.convert.output import OutputTensor, write_gguf
 from lola_cpp.eval.tasks import make_prompt
+from lola_cpp.session import advance
 from reference import tiny_gguf
 from reference.device import why_missing
 from reference.tiny_gguf import TinyAdapter, TinyConfig, tiny
@@ -112,6 +113,28 @@ def test_a_batch_gives_every_session_what_it_gets_alone(tmp_path: Path) -> None:
     for session, token in batch:
         together[id(session)].append(token.id)
     assert [together[id(session)] for session in sessions] == alone
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["F32", "Q4_K", "F16"])
+@pytest.mark.parametrize("count", [5, 20, 40, 70, 150])
+def test_single_tokens_of_many_sessions_give_what_the_cpu_gives(tmp_path: Path, name: str, count: int) -> None:
+    adapter = TinyAdapter(policy="first", window_size=32, chunk_size=32, sparse_size=48)
+    together = []
+    for model in models(tmp_path, adapter, tensor_format=name):
+        sessions = [model.session(pair_type="f32") for _ in range(count)]
+        for i, session in enumerate(sessions):
+            session.pending.extend(tokens(1 + 10 * i % 203, seed=i))
+        advance(sessions)
+        for step in range(3):  # the second time it is recorded, the third time played
+            for i, session in enumerate(sessions):
+                session.pending.extend(tokens(1, seed=1000 * step + i))
+            advance(sessions)
+        together.append(np.array([session.logits for session in sessions]))
+    cpu, gpu = together
+    if name == "F32":
+        assert error(gpu, cpu) < ROUNDING
+    assert max(noise(*pair) for pair in zip(gpu, cpu, strict=True)) < INT8_NOISE
 
 
 @needs_gpu

@@ -55,6 +55,9 @@ OneSizes one_sizes(const LolaView& view, int64_t pieces, int multiprocessors);
 // of OneScratch.
 void prepare_queries(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                      const AttentionRows& rows, const RopeRows& rope, float* features);
+// The same for many pieces, which share what is read of the map.
+void prepare_many(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                  const AttentionRows& rows, const RopeRows& rope, float* features);
 
 // Their outputs, once prepared; the copies are rounded where rounds_heads().
 void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
