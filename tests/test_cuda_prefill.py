@@ -42,6 +42,8 @@ SESSIONS: list[dict[str, Any]] = [
     {"policy": "recent"},
     {"policy": "random"},
     {"policy": "self_recall", "pair_type": "f32"},
+    {"policy": "self_recall", "sparse_size": 192, "pair_type": "q8_0"},
+    {"policy": "self_recall", "sparse_size": 1000, "pair_type": "f32"},  # too much for one kernel
     {"policy": "self_recall", "window_size": 32, "chunk_size": 32, "sparse_size": 10, "pair_type": "f32"},
     {"policy": "weighted_recall", "sparse_scope": "head", "pair_type": "f32"},
     {"policy": "self_recall_after", "pair_type": "f32"},
@@ -50,6 +52,7 @@ SESSIONS: list[dict[str, Any]] = [
 LAYERS: list[dict[str, Any]] = [
     {"head_dim": 128},
     {"head_dim": 256, "pair_type": "f32"},
+    {"head_dim": 128, "pair_type": "f32", "policy": "weighted_recall", "feature_dim": 32},
     {"head_dim": 96, "pair_type": "q8_0"},
     {"head_dim": 80},
     {"head_dim": 72},
@@ -136,10 +139,13 @@ def test_passes_with_more_boundaries_than_scratch_memory_holds_are_cut(tmp_path:
     assert_prompts_agree(tmp_path, large, options, (3, 120, 1, 80))
 
 
+@pytest.mark.parametrize("options", [BASE, {**BASE, "policy": "self_recall", "pair_type": "f32"}], ids=str)
 @pytest.mark.parametrize("lengths", [(700, 300), (1, 500, 64), (30, 35, 1, 1, 100), (2500, 10)], ids=str)
-def test_sessions_in_one_pass_get_what_they_get_alone(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+def test_sessions_in_one_pass_get_what_they_get_alone(
+    tmp_path: Path, lengths: tuple[int, ...], options: dict[str, Any]
+) -> None:
     gpu = models(tmp_path)[1]
-    together, alone = ([gpu.session(**BASE) for _ in lengths] for _ in range(2))
+    together, alone = ([gpu.session(**options) for _ in lengths] for _ in range(2))
     for i, session in enumerate((*together, *alone)):
         session.append(tokens(40 + 30 * (i % len(lengths)), i % len(lengths)))
     for i, count in enumerate(lengths):

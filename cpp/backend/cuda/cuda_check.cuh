@@ -39,10 +39,11 @@ __device__ inline void wait_for_previous_kernel() {
 #endif
 }
 
-// cluster: blocks along x that share their memories, on GPUs that have clusters; 1 elsewhere.
-template <typename... Parameters, typename... Arguments>
-void launch_cluster(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
-                    int64_t shared_bytes, int cluster, Arguments&&... arguments) {
+// With the first `used` attributes.
+template <size_t count, typename... Parameters, typename... Arguments>
+void launch_with(cudaLaunchAttribute (&attributes)[count], unsigned used, const Stream& stream,
+                 void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes,
+                 Arguments&&... arguments) {
   constexpr int64_t kDefaultShared = 48 * 1024;
   if (shared_bytes > kDefaultShared) {
     cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -50,25 +51,45 @@ void launch_cluster(const Stream& stream, void (*kernel)(Parameters...), dim3 gr
                                     static_cast<int>(shared_bytes)),
                "shared memory of a kernel");
   }
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned count = 0;
-  if (stream.overlaps) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream.handle;
   config.attrs = attributes;
-  config.numAttrs = count;
+  config.numAttrs = used;
   cuda_check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
              "kernel launch");
+}
+
+// cluster: blocks along x that share their memories, on GPUs that have clusters; 1 elsewhere.
+template <typename... Parameters, typename... Arguments>
+void launch_cluster(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
+                    int64_t shared_bytes, int cluster, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned used = 0;
+  if (stream.overlaps) {
+    attributes[used].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[used++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[used].id = cudaLaunchAttributeClusterDimension;
+    attributes[used++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
+  launch_with(attributes, used, stream, kernel, grid, threads, shared_bytes,
+              std::forward<Arguments>(arguments)...);
+}
+
+// All blocks run at the same time, so that they may wait for each other; the caller knows that they
+// fit.
+template <typename... Parameters, typename... Arguments>
+void launch_together(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads,
+                     int64_t shared_bytes, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[1] = {};
+  attributes[0].id = cudaLaunchAttributeCooperative;
+  attributes[0].val.cooperative = 1;
+  launch_with(attributes, 1, stream, kernel, grid, threads, shared_bytes,
+              std::forward<Arguments>(arguments)...);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -19,6 +19,16 @@ int device_count() {
   return count;
 }
 
+__global__ void probe_kernel() {}
+
+// Whether the code that runs here is of compute capability 9.0 or later: a build for older GPUs
+// runs on newer ones, without what these add.
+bool has_code_for_9_0() {
+  cudaFuncAttributes attributes{};
+  cuda_check(cudaFuncGetAttributes(&attributes, probe_kernel), "attributes of a kernel");
+  return attributes.binaryVersion >= 90 && attributes.ptxVersion >= 90;
+}
+
 }  // namespace
 
 std::vector<GpuInfo> list_gpus() {
@@ -46,7 +56,7 @@ CudaDevice::CudaDevice() {
     throw DeviceError(message("device cuda: found ", name_, " of compute capability ",
                               properties.major, ".", properties.minor, ", wanted 8.0 or newer"));
   }
-  stream_.overlaps = properties.major >= 9;
+  stream_.overlaps = has_code_for_9_0();
   has_wgmma_ = properties.major == 9 && properties.minor == 0;
   cuda_check(cudaStreamCreateWithPriority(&stream_.handle, cudaStreamNonBlocking, kUrgent),
              "stream");

@@ -265,6 +265,10 @@ class CudaExecutor final : public Executor {
   void pass_run(const Stream& stream, const LolaView& view, const LolaConfig& config,
                 const PlanRun& run, const RunScratch& scratch) {
     if (run.chains > 0) map_keys(stream, view, inputs_.chains(run), run.most_pairs, scratch);
+    if (run.chains == 1 &&
+        pass_chain(stream, view, *config.policy, inputs_.chain_boundaries(run), scratch)) {
+      return;
+    }
     for (const PlanRun::Round& round : run.rounds) {
       pass_boundaries(stream, view, *config.policy, inputs_.boundaries(round), scratch);
     }

@@ -31,7 +31,7 @@ __device__ inline float block_sum(float value) {
 __device__ inline void put_copy(const ProductCopy& copy, int64_t row, int i, int width,
                                 float value) {
   if (copy.halves == nullptr) return;
-  if (i < copy.stride) copy.halves[row * copy.stride + copy.place(i)] = scaled_half(value);
+  if (i < copy.stride) *copy.at(row, i) = scaled_half(value);
   if (copy.rounded.q != nullptr && i < width) store_rounded(copy.rounded, i, value);
 }
 
@@ -116,9 +116,8 @@ __global__ void silu_many_kernel(float* gate, const float* up, int width,
     x = {silu(x.x) * u.x, silu(x.y) * u.y, silu(x.z) * u.z, silu(x.w) * u.w};
     *at = x;
   }
-  __half* halves = copy.halves + row * copy.stride;
-  *reinterpret_cast<__half2*>(halves + copy.place(i)) = {scaled_half(x.x), scaled_half(x.y)};
-  *reinterpret_cast<__half2*>(halves + copy.place(i + 2)) = {scaled_half(x.z), scaled_half(x.w)};
+  *reinterpret_cast<__half2*>(copy.at(row, i)) = {scaled_half(x.x), scaled_half(x.y)};
+  *reinterpret_cast<__half2*>(copy.at(row, i + 2)) = {scaled_half(x.z), scaled_half(x.w)};
 }
 
 __global__ void silu_kernel(float* gate, const float* up, int width,

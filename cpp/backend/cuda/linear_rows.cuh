@@ -54,21 +54,27 @@ struct HiddenStages {
   __device__ float* state(int step) const { return phi(step) + kRows * kPhiStride; }
   __device__ float* sum(int step) const { return state(step) + kStageFeatures * stride; }
 
+  __device__ void load_state(int step) const {
+    if (step >= steps) return;
+    const bool pending = step >= half;
+    const int begin = (pending ? step - half : step) * kStageFeatures;
+    const float* from = pending ? hidden.pending_state : hidden.state;
+    const int j = begin + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kStageFeatures) {
+      copy_float_ahead(sum(step) + threadIdx.x,
+                       (pending ? hidden.pending_sum : hidden.sum) + min(j, features - 1),
+                       j < features);
+    }
+    stage_rows<PairType::kF32, kThreads, kStageFeatures, kDim>(
+        state(step), stride, head_dim, head_dim, min(kStageFeatures, features - begin),
+        [&](int i) { return reinterpret_cast<const uint8_t*>(from + (begin + i) * head_dim); });
+  }
+
+  // The last part of a step.
   template <typename Phi>
-  __device__ void load(int step, int count, const Phi& phi_of) const {
+  __device__ void load_phi(int step, int count, const Phi& phi_of) const {
     if (step < steps) {
-      const bool pending = step >= half;
-      const int begin = (pending ? step - half : step) * kStageFeatures;
-      const float* from = pending ? hidden.pending_state : hidden.state;
-      const int j = begin + static_cast<int>(threadIdx.x);
-      if (threadIdx.x < kStageFeatures) {
-        copy_float_ahead(sum(step) + threadIdx.x,
-                         (pending ? hidden.pending_sum : hidden.sum) + min(j, features - 1),
-                         j < features);
-      }
-      stage_rows<PairType::kF32, kThreads, kStageFeatures, kDim>(
-          state(step), stride, head_dim, head_dim, min(kStageFeatures, features - begin),
-          [&](int i) { return reinterpret_cast<const uint8_t*>(from + (begin + i) * head_dim); });
+      const int begin = (step < half ? step : step - half) * kStageFeatures;
       stage_rows<PairType::kF32, kThreads, kRows, kStageFeatures>(
           phi(step), kPhiStride, kStageFeatures, feature_stride(features) - begin, count,
           [&](int r) { return reinterpret_cast<const uint8_t*>(phi_of(r) + begin); });
@@ -79,22 +85,28 @@ struct HiddenStages {
 
 // y = phi'Hs and sum = phi's of a lane's rows, by a block. phi_of(r): where the features of row r
 // of the first `count` are, of feature_stride() floats. Past head_dim y holds nothing of use.
-template <int kDim, int kStages, int kColumnWarps, typename Phi>
+// meanwhile(): called while the first stages are on their way.
+template <int kDim, int kStages, int kColumnWarps, typename Phi, typename Meanwhile>
 __device__ inline void read_hidden(float* shared, const Lane& lane,
                                    const WarpPart<kDim, kColumnWarps>& part,
                                    const HiddenRows& hidden, int features, int head_dim, int count,
-                                   const Phi& phi_of,
+                                   const Phi& phi_of, const Meanwhile& meanwhile,
                                    RowSums<WarpPart<kDim, kColumnWarps>::kGroups>& y,
                                    float sum[2]) {
   const HiddenStages<kDim, kStages, part.kThreads> stages(shared, hidden, features, head_dim);
   sum[0] = sum[1] = 0.0f;
 #pragma unroll
-  for (int step = 0; step + 1 < kStages; ++step) stages.load(step, count, phi_of);
+  for (int step = 0; step + 1 < kStages; ++step) {
+    stages.load_state(step);
+    stages.load_phi(step, count, phi_of);
+  }
+  meanwhile();
 #pragma unroll 1
   for (int step = 0; step < stages.steps; ++step) {
     wait_for_copies<kStages - 2>();
     __syncthreads();
-    stages.load(step + kStages - 1, count, phi_of);
+    stages.load_state(step + kStages - 1);
+    stages.load_phi(step + kStages - 1, count, phi_of);
     if (part.row >= count || part.column >= head_dim) continue;
     const float* own = stages.phi(step) + (part.row + lane.row) * kPhiStride + lane.quarter * 2;
     const float* s = stages.sum(step) + lane.quarter * 2;

@@ -22,13 +22,15 @@ struct PiecePairs {
   const DevicePiece& piece;
   Owner owner;
 
+  // Numbers are read without a branch, so that those of several rows can be on their way together.
   __device__ const uint8_t* row(int i, bool value) const {
     const PairNumbers& numbers = piece.numbers;
     const int window = static_cast<int>(piece.window_begin - numbers.position) + numbers.cached;
-    const int number = i < piece.cached
-                           ? cached_number(view, scratch, piece.version, owner.index, i)
-                           : window + i - piece.cached;
-    return numbered_row(view, scratch, piece.memory, numbers, owner, number, value);
+    const int cached = piece.cached == 0 ? 0
+                                         : cached_number(view, scratch, piece.version, owner.index,
+                                                         min(i, piece.cached - 1));
+    return numbered_row(view, scratch, piece.memory, numbers, owner,
+                        i < piece.cached ? cached : window + i - piece.cached, value);
   }
 };
 
@@ -86,7 +88,8 @@ __global__ void __launch_bounds__(RowTile<kDim>::kThreads, kDim <= 128 ? 2 : 1)
     const float* features = scratch.query_features + (head * scratch.tokens + row) * stride;
     read_hidden<kDim, kStages, 1>(
         shared, lane, {}, hidden_of(view, piece.memory, scratch, piece.version, head),
-        view.features, d, tokens, [&](int r) { return features + r * stride; }, linear, linear_sum);
+        view.features, d, tokens, [&](int r) { return features + r * stride; }, [] {}, linear,
+        linear_sum);
   }
   const AttentionOutput output{rows.out, copy, view.heads * d};
   if (has_rows) {

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kShareThreads, 2)
   if (threadIdx.x < share.heads) {
     m.state[3 * kHeads + threadIdx.x] = view.gate[share.first_head + threadIdx.x];
   }
-  if (splits > 1) prefetch_share<kHeads>(share, pairs, first, end, linear);
+  prefetch_share<kHeads>(share, pairs, first, end, linear && splits > 1);
   wait_for_previous_kernel();
   const int64_t row = piece.row;
   const int64_t head = static_cast<int64_t>(blockIdx.y) * view.heads + share.first_head;

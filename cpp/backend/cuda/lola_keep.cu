@@ -138,6 +138,7 @@ int64_t run_scratch(const LolaView& view, const RunSizes& sizes, uint8_t* memory
   take(scratch.key_norms, heads * sizes.rows);
   take(scratch.head_scores, sizes.boundaries * heads * sizes.most);
   take(scratch.choice, sizes.boundaries * owners * kChoice * padded_choice(sizes.most));
+  take(scratch.words, chain_words(view, sizes.most));
   take(scratch.imagined, sizes.imagined * heads * state_floats(view));
   take(scratch.caches, sizes.versions * owners * view.sparse_capacity);
   take(scratch.scores, sizes.versions * owners * view.sparse_capacity);

@@ -55,6 +55,9 @@ OneSizes one_sizes(const LolaView& view, int64_t pieces, int multiprocessors);
 // of OneScratch.
 void prepare_queries(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                      const AttentionRows& rows, const RopeRows& rope, float* features);
+// The same for many pieces, which share what is read of the map.
+void prepare_many(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                  const AttentionRows& rows, const RopeRows& rope, float* features);
 
 // Their outputs, once prepared; the copies are rounded where rounds_heads().
 void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
@@ -76,6 +79,7 @@ struct RunScratch {
   float* head_scores;        // [boundaries, heads, most]
   int* choice;               // [boundaries, owners, kChoice, padded_choice(most)], where blocks
                              // have no room
+  uint64_t* words;           // [chain_words()], of pass_chain()
   float* imagined;           // hidden states with all absorbed [boundaries, heads, state_floats]
   int* caches;               // numbers of the pairs that stay exact [versions, owners, capacity]
   float* scores;             // theirs [versions, owners, capacity]
@@ -119,6 +123,15 @@ void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pi
 // states, in new versions of these.
 void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
                      const BoundarySpan& boundaries, const RunScratch& scratch);
+
+// The same of several boundaries of one session, each after the one before, in one kernel; false
+// where it has no room for them.
+bool pass_chain(const Stream& stream, const LolaView& view, const CachePolicy& policy,
+                const BoundarySpan& boundaries, const RunScratch& scratch);
+// Of the memory in which its blocks tell each other what they find.
+inline int64_t chain_words(const LolaView& view, int64_t most) {
+  return int64_t{2} * view.heads * ceil_div(view.head_dim, kGroupColumns) * most;
+}
 
 // The last versions of a run become what the sessions remember.
 void keep_versions(const Stream& stream, const LolaView& view, const ChainSpan& chains,

@@ -7,25 +7,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kHalfWarps = kThreads / 16;
-constexpr int kBlock = 128;                       // columns of half a warp, 8 a lane
-constexpr int kManyPieces = 32, kPiecesEach = 8;  // from so many on, a block prepares several
-constexpr int kMapRows = 4;  // of half a warp, on their way before the query is there
+constexpr int kBlock = 128;      // columns of half a warp, 8 a lane
+constexpr int kManyPieces = 32;  // from so many on, tensor cores map them
+constexpr int kMapRows = 4;      // of half a warp, on their way before the query is there
 
 __device__ inline float half_warp_sum(float value) {
   for (int offset = 8; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
   return value;
-}
-
-// Value i of a head after rotation.
-__device__ inline float rotated(const RopeRows& rope, const float* head, int64_t row, int i) {
-  const int pairs = static_cast<int>(rope.pairs);
-  if (i >= 2 * pairs) return head[i];
-  const bool interleaved = rope.layout == RopeLayout::kInterleaved;
-  const int pair = interleaved ? i / 2 : i % pairs;
-  const bool second = interleaved ? i % 2 == 1 : i >= pairs;
-  const int other = interleaved ? i ^ 1 : second ? i - pairs : i + pairs;
-  const float c = rope.cosine[row * pairs + pair], s = rope.sine[row * pairs + pair];
-  return second ? head[i] * c + head[other] * s : head[i] * c - head[other] * s;
 }
 
 // phi [features] of x [head_dim], both in shared memory, by the block. `early` holds the rows of W
@@ -110,11 +98,11 @@ __device__ inline void append_pair(const LolaView& view, const DevicePiece& piec
   }
 }
 
-// A block per query head and per kv head, for `each` pieces, which share what is read of W.
+// A block per query head and per kv head of a piece.
 template <PairType type>
 __global__ void __launch_bounds__(kThreads)
-    prepare_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces, int count,
-                   int each, const __grid_constant__ AttentionRows rows,
+    prepare_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
+                   const __grid_constant__ AttentionRows rows,
                    const __grid_constant__ RopeRows rope, float* features) {
   extern __shared__ float shared[];
   const int d = view.head_dim, f = static_cast<int>(view.map.map_size), head = blockIdx.x;
@@ -122,28 +110,23 @@ __global__ void __launch_bounds__(kThreads)
   EarlyRows early{};
   const float* w = view.query_map + static_cast<int64_t>(head) * f * d;
   if (head < view.heads) early = map_early(w, f, d);
+  const DevicePiece piece = pieces[blockIdx.y];
   wait_for_previous_kernel();
-  for (int p = blockIdx.y * each; p < min(count, (static_cast<int>(blockIdx.y) + 1) * each); ++p) {
-    const DevicePiece piece = pieces[p];
-    if (head < view.heads) {
-      prepare_query(view, piece, head, rope, w, early, x, phi,
-                    features + (static_cast<int64_t>(p) * view.heads + head) * view.features);
-    } else {
-      append_pair<type>(view, piece, head - view.heads, rows, rope, x);
-    }
-    __syncthreads();
+  if (head < view.heads) {
+    prepare_query(view, piece, head, rope, w, early, x, phi,
+                  features + (int64_t{blockIdx.y} * view.heads + head) * view.features);
+  } else {
+    append_pair<type>(view, piece, head - view.heads, rows, rope, x);
   }
 }
 }  // namespace
 
 void prepare_queries(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                      const AttentionRows& rows, const RopeRows& rope, float* features) {
-  const int each = pieces.count < kManyPieces ? 1 : kPiecesEach;
+  if (pieces.count >= kManyPieces) return prepare_many(stream, view, pieces, rows, rope, features);
   with_pair_type(view.type, [&]<PairType type>() {
-    launch(stream, prepare_kernel<type>,
-           grid_of(view.heads + view.kv_heads, ceil_div(pieces.count, each)), kThreads,
-           4 * (view.head_dim + view.features), view, pieces.data, pieces.count, each, rows, rope,
-           features);
+    launch(stream, prepare_kernel<type>, grid_of(view.heads + view.kv_heads, pieces.count),
+           kThreads, 4 * (view.head_dim + view.features), view, pieces.data, rows, rope, features);
   });
 }
 

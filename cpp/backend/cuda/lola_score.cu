@@ -1,11 +1,7 @@
 // The eligible pairs of boundaries are scored where they compete.
-#include <iterator>
-#include <string_view>
-#include <utility>
-
 #include "backend/cuda/linear_rows.cuh"
 #include "backend/cuda/lola_boundary.cuh"
-#include "memory/policies/policy_table.h"
+#include "backend/cuda/lola_choice.cuh"
 
 namespace lola {
 namespace {
@@ -21,22 +17,7 @@ int64_t memory_bytes(const LolaView& view) {
   return int64_t{4} * kStages<kDim> * stage_floats<kDim>(view.head_dim);
 }
 
-// The score that a policy of the table gives.
-template <size_t... policies>
-__device__ inline float score_of(int policy, const PairFacts& facts,
-                                 std::index_sequence<policies...>) {
-  float score = 0.0f;
-  const auto ask = [&]<size_t own>() {
-    constexpr CachePolicy kPolicy = kCachePolicies[own];
-    if constexpr (kPolicy.score != nullptr) {
-      if (policy == static_cast<int>(own)) score = kPolicy.score(facts);
-    }
-  };
-  (ask.template operator()<policies>(), ...);
-  return score;
-}
-
-// The numbers of a block's pairs, of one head at a boundary.
+// The pairs of a block, of one head at a boundary.
 struct ScoredPairs {
   const LolaView& view;
   const RunScratch& scratch;
@@ -44,71 +25,70 @@ struct ScoredPairs {
   int head, count;
   const int* numbers;  // [count], in shared memory
 
-  template <PairType type>
-  __device__ Eight value(int row, int column) const {
-    if (column >= view.head_dim) return {};
-    return load_eight<type>(
-        numbered_row(view, scratch, boundary.memory, boundary.numbers,
-                     Owner(view, view.owner_of(head)), numbers[min(row, count - 1)], true),
-        column);
+  __device__ int64_t feature_row(int number) const {
+    return head * scratch.rows + boundary.feature_row + number;
   }
-  __device__ int64_t feature_row(int row) const {
-    return head * scratch.rows + boundary.feature_row + numbers[row];
+  // What a policy may know of the pair, but for its error.
+  __device__ PairFacts facts(int number) const {
+    const int64_t position =
+        position_of(view, boundary.memory, boundary.numbers, view.owner_of(head), number);
+    return {.recall_error = 0.0f,
+            .key_norm2 = scratch.key_norms[feature_row(number)],
+            .kappa = view.kappa[head],
+            .head_dim = view.head_dim,
+            .position = position,
+            .age = boundary.seen - position,
+            .head = head,
+            .seed = view.seed};
   }
 };
 
-// SRE of a lane's rows in its warp's columns. hidden: null while nothing is in it.
+// errors [kRows] = SRE of the pairs in a warp's columns. hidden: null while nothing is in it.
 template <PairType type, int kDim>
 __device__ inline void recall_errors(const ScoredPairs& pairs, const Part<kDim>& part,
-                                     const HiddenRows* hidden, float* shared, float errors[2]) {
+                                     const HiddenRows* hidden, float* shared, float* errors) {
   const Lane lane;
   const int d = pairs.view.head_dim, stride = feature_stride(pairs.view.features);
   const auto column = [&](int group) {
     return part.column + group * kGroupColumns + lane.quarter * 8;
   };
-  Eight values[part.kGroups][2];
+  Eight values[2][part.kGroups];
+  const auto load_values = [&] {  // without a branch: all are on their way together
+    const Owner owner(pairs.view, pairs.view.owner_of(pairs.head));
 #pragma unroll
-  for (int i = 0; i < 2 * part.kGroups; ++i) {
-    values[i / 2][i % 2] =
-        pairs.template value<type>(part.row + lane.row + i % 2 * 8, column(i / 2));
-  }
+    for (int i = 0; i < 2 * part.kGroups; ++i) {
+      const int row = min(part.row + lane.row + i % 2 * 8, pairs.count - 1);
+      values[i % 2][i / 2] =
+          load_eight<type>(numbered_row(pairs.view, pairs.scratch, pairs.boundary.memory,
+                                        pairs.boundary.numbers, owner, pairs.numbers[row], true),
+                           min(column(i / 2), d - 8));
+    }
+  };
   RowSums<part.kGroups> y;
   float sum[2] = {1.0f, 1.0f};
   if (hidden != nullptr) {
-    read_hidden<kDim, kStages<kDim>, kColumnWarps>(
-        shared, lane, part, *hidden, pairs.view.features, d, pairs.count,
-        [&](int r) { return pairs.scratch.key_features + pairs.feature_row(r) * stride; }, y, sum);
+    const auto phi_of = [&](int r) {
+      return pairs.scratch.key_features + pairs.feature_row(pairs.numbers[r]) * stride;
+    };
+    read_hidden<kDim, kStages<kDim>, kColumnWarps>(shared, lane, part, *hidden, pairs.view.features,
+                                                   d, pairs.count, phi_of, load_values, y, sum);
+  } else {
+    load_values();
   }
+  float squares[2] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float factor = 1.0f / sum[i];
-    errors[i] = 0.0f;
 #pragma unroll
     for (int j = 0; j < part.kGroups * 8; ++j) {
       if (column(j / 8) >= d) continue;
-      const float difference = y.at(j / 8, i, j % 8) * factor - values[j / 8][i].v[j % 8];
-      errors[i] += difference * difference;
+      const float difference = y.at(j / 8, i, j % 8) * factor - values[i][j / 8].v[j % 8];
+      squares[i] += difference * difference;
     }
   }
-  over_row(errors, [](float a, float b) { return a + b; });
-}
-
-// The scores of a block's pairs that a lane has the rows of.
-__device__ inline void put_score(const ScoredPairs& pairs, int policy, int row, float error,
-                                 float* score) {
-  const LolaView& view = pairs.view;
-  const DeviceBoundary& boundary = pairs.boundary;
-  const int64_t position = position_of(view, boundary.memory, boundary.numbers,
-                                       view.owner_of(pairs.head), pairs.numbers[row]);
-  const PairFacts facts{.recall_error = error,
-                        .key_norm2 = pairs.scratch.key_norms[pairs.feature_row(row)],
-                        .kappa = view.kappa[pairs.head],
-                        .head_dim = view.head_dim,
-                        .position = position,
-                        .age = boundary.seen - position,
-                        .head = pairs.head,
-                        .seed = view.seed};
-  *score = score_of(policy, facts, std::make_index_sequence<std::size(kCachePolicies)>());
+  over_row(squares, [](float a, float b) { return a + b; });
+  if (lane.quarter != 0) return;
+  for (int i = 0; i < 2; ++i) errors[part.row + lane.row + 8 * i] = squares[i];
 }
 
 // A block per kRows eligible pairs of one head.
@@ -117,48 +97,37 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
     score_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
                  const __grid_constant__ RunScratch scratch, int policy, RecallFrom from) {
   extern __shared__ __align__(16) float shared[];
-  __shared__ int numbers[RowTile<kDim>::kRows];
-  __shared__ float others[RowTile<kDim>::kRows];  // errors in the columns of the second warps
+  constexpr int kRows = RowTile<kDim>::kRows;
+  __shared__ int numbers[kRows];
+  __shared__ float errors[kColumnWarps * kRows];
   const DeviceBoundary boundary = boundaries[blockIdx.z];
   wait_for_previous_kernel();
-  const int first = blockIdx.x * RowTile<kDim>::kRows, head = blockIdx.y;
+  const int first = blockIdx.x * kRows, head = blockIdx.y, row = static_cast<int>(threadIdx.x);
   const int all = boundary.cached + boundary.leaving;
   if (boundary.memory == nullptr || first >= all || all <= view.sparse_capacity) return;
-  const int count = min(RowTile<kDim>::kRows, all - first);
+  const int count = min(kRows, all - first);
   const ScoredPairs pairs{view, scratch, boundary, head, count, numbers};
-  if (threadIdx.x < count) {
-    numbers[threadIdx.x] =
-        eligible_number(view, scratch, boundary, view.owner_of(head), first + threadIdx.x);
-  }
+  const int own =
+      eligible_number(view, scratch, boundary, view.owner_of(head), first + min(row, count - 1));
+  if (row < kRows) numbers[row] = own;
   __syncthreads();
-  const Lane lane;
-  const Part<kDim> part;
-  float errors[2] = {};
+  PairFacts facts{};
+  if (row < kRows) facts = pairs.facts(own);
   if (from != RecallFrom::kNothing) {
     HiddenRows hidden = from == RecallFrom::kStateAfter
                             ? hidden_at(view, scratch.imagined, blockIdx.z, head)
                             : hidden_of(view, boundary.memory, scratch, boundary.from, head);
     if (from == RecallFrom::kStateAfter) hidden.pending_state = hidden.pending_sum = nullptr;
     const bool empty = from == RecallFrom::kStateBefore && boundary.absorbed == 0;
-    recall_errors<type, kDim>(pairs, part, empty ? nullptr : &hidden, shared, errors);
+    const Part<kDim> part;
+    recall_errors<type, kDim>(pairs, part, empty ? nullptr : &hidden, shared,
+                              errors + (part.column > 0 ? kRows : 0));
+    __syncthreads();
+    if (row < kRows) facts.recall_error = errors[row] + errors[kRows + row];
   }
-  for (int i = 0; i < 2; ++i) {
-    if (part.column > 0 && lane.quarter == 0) others[part.row + lane.row + 8 * i] = errors[i];
-  }
-  __syncthreads();
-  if (part.column > 0 || lane.quarter != 0) return;
-  float* scores = scratch.head_scores +
-                  (static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most + first;
-  for (int i = 0; i < 2; ++i) {
-    const int row = part.row + lane.row + 8 * i;
-    if (row < count) put_score(pairs, policy, row, errors[i] + others[row], scores + row);
-  }
-}
-
-int index_of(const CachePolicy& policy) {
-  int index = 0;
-  while (std::string_view(kCachePolicies[index].name) != policy.name) ++index;
-  return index;
+  if (row >= count) return;
+  scratch.head_scores[(static_cast<int64_t>(blockIdx.z) * view.heads + head) * scratch.most +
+                      first + row] = score_of(policy, facts);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "backend/cuda/lola_boundary.cuh"
+#include "backend/cuda/lola_choice.cuh"
 #include "backend/cuda/row_tile.cuh"
 
 namespace lola {
@@ -33,6 +34,7 @@ struct SettleMemory {
       : phi(shared),
         v(reinterpret_cast<Element*>(phi + kPairs * kPhiStride)),
         stride(weighted_stride<Element>(head_dim)) {
+    // In device memory all blocks of an owner write the same numbers to the same places.
     int* choice = scratch.most <= kSharedChoice
                       ? reinterpret_cast<int*>(v + kPairs * stride)
                       : scratch.choice + owner * kChoice * padded_choice(scratch.most);
@@ -47,67 +49,41 @@ struct SettleMemory {
   }
 };
 
-// Larger for larger scores; never 0.
-__device__ inline uint32_t rank_key(float score) {
-  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 becomes 0
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float score_of_key(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
-}
-
-// How many of keys [begin, end) are larger than `than`; multiples of 4.
-__device__ inline int count_larger(const uint32_t* keys, int begin, int end, uint32_t than) {
-  int found = 0;
-#pragma unroll 4
-  for (int j = begin; j < end; j += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-    found += (four.x > than) + (four.y > than) + (four.z > than) + (four.w > than);
-  }
-  return found;
-}
-
-// How many of keys [count] rank above key i: the larger ones and, of equal ones, the older. Past
-// count, to a multiple of 32, they are 0.
-__device__ inline int rank_of(const uint32_t* keys, int count, int i) {
-  const uint32_t own = keys[i];
-  const int near = i / 32 * 32;  // of this warp
-  int above = count_larger(keys, 0, near, own - 1) +
-              count_larger(keys, near + 32, padded_choice(count), own);
-  for (int j = near; j < near + 32; ++j) above += keys[j] > own || (keys[j] == own && j < i);
-  return above;
-}
-
-// How many threads before this one have `is`, and in all (total).
-__device__ inline int count_before(bool is, int* warps, int& total) {
-  const unsigned ballot = __ballot_sync(~0u, is);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (lane == 0) warps[warp] = __popc(ballot);
-  __syncthreads();
-  int before = __popc(ballot & ((1u << lane) - 1));
-  total = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    before += w < warp ? warps[w] : 0;
-    total += warps[w];
-  }
-  __syncthreads();
-  return before;
-}
-
-// keys [count] = of the owner's scores: the largest that a query head of the group gives.
-__device__ inline void load_keys(const LolaView& view, const RunScratch& scratch, int boundary,
-                                 int owner, int count, uint32_t* keys) {
+// The largest score that a query head of the group gives an owner's pair i.
+__device__ inline float largest_score(const LolaView& view, const RunScratch& scratch, int boundary,
+                                      int owner, int i) {
+  constexpr int kAtOnce = 4;
   const int heads = view.head_scope ? 1 : view.group;
   const float* scores =
       scratch.head_scores +
-      (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most;
-  for (int i = threadIdx.x; i < padded_choice(count); i += kThreads) {
-    float best = -INFINITY;
-    for (int h = 0; h < heads && i < count; ++h) {
-      const float score = scores[h * scratch.most + i];
-      if (score > best) best = score;  // never true of a NaN
+      (static_cast<int64_t>(boundary) * view.heads + owner * heads) * scratch.most + i;
+  float best = -INFINITY;
+#pragma unroll 1
+  for (int h = 0; h < heads; h += kAtOnce) {
+    float score[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) score[n] = scores[min(h + n, heads - 1) * scratch.most];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (score[n] > best) best = score[n];  // never true of a NaN
     }
-    keys[i] = i < count ? rank_key(best) : 0;
+  }
+  return best;
+}
+
+// m.numbers and, where they compete, m.keys of the eligible pairs.
+template <PairType type>
+__device__ inline void load_eligible(const LolaView& view, const RunScratch& scratch,
+                                     const DeviceBoundary& boundary, int owner, bool compete,
+                                     const SettleMemory<type>& m) {
+  const int count = boundary.cached + boundary.leaving;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < padded_choice(count); i += kThreads) {
+    const int pair = min(i, count - 1);
+    const int number = eligible_number(view, scratch, boundary, owner, pair);
+    const float score = compete ? largest_score(view, scratch, blockIdx.z, owner, pair) : 0.0f;
+    m.numbers[i] = number;
+    m.keys[i] = i < count ? rank_key(score) : 0;
   }
   __syncthreads();
 }
@@ -122,18 +98,16 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
   const int count = boundary.cached + boundary.leaving;
   const int capacity = static_cast<int>(view.sparse_capacity);
   const bool compete = capacity > 0 && count > capacity;
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    m.numbers[i] = eligible_number(view, scratch, boundary, owner, i);
-  }
-  if (compete) load_keys(view, scratch, blockIdx.z, owner, count, m.keys);
+  load_eligible(view, scratch, boundary, owner, compete, m);
   const int64_t next = cache_part(view, boundary.to, owner);
   int all_lost = 0;
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kThreads) {
     const int i = begin + static_cast<int>(threadIdx.x);
-    const bool keeps = i < count && (compete ? rank_of(m.keys, count, i) < capacity : capacity > 0);
+    const bool keeps =
+        i < count && (compete ? rank_of<1>(m.keys, count, i) < capacity : capacity > 0);
     int total;
-    const int lost = all_lost + count_before(i < count && !keeps, warps, total);
+    const int lost = all_lost + count_before<kWarps>(i < count && !keeps, warps, total);
     all_lost += total;
     if (i >= count) continue;
     if (!keeps) m.lost[lost] = m.numbers[i];
@@ -275,6 +249,9 @@ __global__ void __launch_bounds__(kThreads)
     main[n] = EightColumns(from.state + at);
     if (from.pending_state != nullptr) pending[n] = EightColumns(from.pending_state + at);
   }
+  const int own = min(first + static_cast<int>(threadIdx.x), f - 1);  // of the sums
+  const float main_sum = from.sum[own];
+  const float pending_sum = from.pending_sum == nullptr ? 0.0f : from.pending_sum[own];
   const SettleMemory<type> m(shared, d, scratch,
                              static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
   const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
@@ -309,11 +286,9 @@ __global__ void __launch_bounds__(kThreads)
   float* parts = m.phi;  // [kWarps, 32]; nobody reads the features any more
   parts[threadIdx.x] = sum;
   __syncthreads();
-  const int j = first + static_cast<int>(threadIdx.x);
-  if (threadIdx.x >= kFeatures || j >= f) return;
+  if (threadIdx.x >= kFeatures || first + static_cast<int>(threadIdx.x) >= f) return;
   for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
-  write_sums(from.sum[j], from.pending_sum == nullptr ? 0.0f : from.pending_sum[j], sum, flush,
-             moved(to.sum, j), moved(to.pending_sum, j));
+  write_sums(main_sum, pending_sum, sum, flush, moved(to.sum, own), moved(to.pending_sum, own));
 }
 
 template <Absorb what>

@@ -16,7 +16,7 @@ namespace lola {
 constexpr float kActivationScale = 1.0f / 16.0f;
 
 // x as halves times kActivationScale, [tokens, stride]; columns past the matrix's are zero. For
-// gemm_wide() at the places that ProductCopy names.
+// gemm_wide() as ProductCopy lays them out.
 struct HalfRows {
   const __half* data;
   int tokens;
@@ -85,6 +85,8 @@ constexpr bool kHasWide = false;
 #endif
 void gemm_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x,
                int multiprocessors);
+// Its tiles have 2^wide_tile_bits() tokens.
+constexpr int wide_tile_bits(int64_t tokens) { return tokens <= 32 ? 5 : tokens <= 64 ? 6 : 7; }
 
 // F32 weights [rows, cols] as they are in the file, any number of tokens; x [tokens, cols].
 void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t tokens,

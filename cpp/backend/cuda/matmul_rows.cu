@@ -47,23 +47,34 @@ struct PieceOf {
   }
 };
 
-// A thread per piece.
-__global__ void dequantize_kernel(const __grid_constant__ DeviceMatrix matrix, int64_t rows,
-                                  int cols, __half* out) {
+// A warp takes 8 rows of a slab as they are stored, and through shared memory writes 256 bytes of
+// a row at a time.
+__global__ void dequantize_kernel(const __grid_constant__ DeviceMatrix matrix, int cols,
+                                  __half* out) {
+  constexpr int kRows = 8, kChunks = static_cast<int>(kSlabPieces * kPieceWeights) / 8;
+  __shared__ uint4 shared[kThreads / 32][kRows * kChunks];
   wait_for_previous_kernel();
-  const int pieces = (cols + kPieceWeights - 1) / kPieceWeights;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= rows * pieces) return;
-  const int64_t row = i / pieces;
-  const int piece = static_cast<int>(i % pieces);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t part = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + warp;
+  const int64_t first_row = part / 2 / matrix.steps * kSlabRows + part % 2 * kRows;
+  const int step = static_cast<int>(part / 2 % matrix.steps);
+  if (first_row >= matrix.rows) return;
   union {
     __half2 pairs[16];
     uint4 vectors[4];
   } weights;
-  with_encoding(matrix.encoding, PieceOf{matrix, row, piece, weights.pairs});
-  __half* to = out + row * cols + piece * kPieceWeights;
-  for (int v = 0; v < 4 && piece * kPieceWeights + v * 8 < cols; ++v) {
-    reinterpret_cast<uint4*>(to)[v] = weights.vectors[v];
+  const int piece = step * static_cast<int>(kSlabPieces) + lane % 4;
+  with_encoding(matrix.encoding, PieceOf{matrix, first_row + lane / 4, piece, weights.pairs});
+#pragma unroll
+  for (int v = 0; v < 4; ++v) shared[warp][lane * 4 + v] = weights.vectors[v];
+  __syncwarp();
+#pragma unroll
+  for (int i = lane; i < kRows * kChunks; i += 32) {
+    const int64_t row = first_row + i / kChunks;
+    const int col = (step * kChunks + i % kChunks) * 8;
+    if (row < matrix.rows && col < cols) {
+      *reinterpret_cast<uint4*>(out + row * cols + col) = shared[warp][i];
+    }
   }
 }
 
@@ -99,9 +110,9 @@ void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t
 }
 
 void dequantize(const Stream& stream, const DeviceMatrix& matrix, int64_t cols, __half* out) {
-  const int64_t pieces = matrix.rows * ceil_div(cols, kPieceWeights);
-  launch(stream, dequantize_kernel, grid_of(ceil_div(pieces, kThreads)), kThreads, 0, matrix,
-         int64_t{matrix.rows}, static_cast<int>(cols), out);
+  const int64_t parts = ceil_div(int64_t{matrix.rows}, kSlabRows) * matrix.steps * 2;
+  launch(stream, dequantize_kernel, grid_of(ceil_div(parts, kThreads / 32)), kThreads, 0, matrix,
+         static_cast<int>(cols), out);
 }
 
 void embed_rows(const Stream& stream, const DeviceMatrix& table, const float* f32_table,

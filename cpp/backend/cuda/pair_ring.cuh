@@ -52,7 +52,7 @@ struct AttentionOutput {
 
   __device__ void put(int64_t row, int column, float value) const {
     out[row * width + column] = value;
-    copy.halves[row * copy.stride + copy.place(column)] = __float2half_rn(value * kActivationScale);
+    *copy.at(row, column) = __float2half_rn(value * kActivationScale);
   }
   // The first `count` of a warp's rows, from `row` on; columns [0, head_dim) go to `first` and on.
   template <int kGroups>
@@ -78,14 +78,13 @@ struct AttentionOutput {
       halves[j] =
           __floats2half2_rn(value(2 * j) * kActivationScale, value(2 * j + 1) * kActivationScale);
     }
-    __half* copied = copy.halves + row * copy.stride;
-    if (!copy.wide) {
-      *reinterpret_cast<uint4*>(copied + column) = *reinterpret_cast<const uint4*>(halves);
+    if (copy.tile_bits == 0) {
+      *reinterpret_cast<uint4*>(copy.at(row, column)) = *reinterpret_cast<const uint4*>(halves);
       return;
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      *reinterpret_cast<__half2*>(copied + copy.place(column + 2 * j)) = halves[j];
+      *reinterpret_cast<__half2*>(copy.at(row, column + 2 * j)) = halves[j];
     }
   }
   // By whole warps of neighbours.
@@ -96,7 +95,7 @@ struct AttentionOutput {
   // Columns past the last head, by one block.
   __device__ void pad(int64_t row) const {
     for (int i = width + threadIdx.x; i < copy.stride; i += blockDim.x) {
-      copy.halves[row * copy.stride + copy.place(i)] = __half(0.0f);
+      *copy.at(row, i) = __half(0.0f);
     }
   }
 };

@@ -59,6 +59,10 @@ class PassInputs {
   PieceSpan whole_tasks(const PlanGroup& group) const {
     return {pieces_ + group.first_whole, static_cast<int>(group.tasks.size()), group.most_tokens};
   }
+  // All of a run of one chain.
+  BoundarySpan chain_boundaries(const PlanRun& run) const {
+    return {boundaries_ + run.rounds.front().first_boundary, static_cast<int>(run.rounds.size())};
+  }
   BoundarySpan boundaries(const PlanRun::Round& round) const {
     return {boundaries_ + round.first_boundary, static_cast<int>(round.boundaries)};
   }

@@ -61,9 +61,10 @@ T* Products::get(DeviceScratch& scratch, int64_t count) {
 
 ProductCopy Products::copy_of(const float* of, int64_t rows, int64_t width, bool rounds) {
   latest_ = {of, {}, true, true, rounds && rows == 1 && width % kPieceWeights == 0, {}};
-  latest_.copy.halves = get<__half>(halves_, rows * padded(width));
+  if (goes_wide(rows)) latest_.copy.tile_bits = wide_tile_bits(rows);
+  const int64_t tile = int64_t{1} << latest_.copy.tile_bits;
+  latest_.copy.halves = get<__half>(halves_, ceil_div(rows, tile) * tile * padded(width));
   latest_.copy.stride = static_cast<int>(padded(width));
-  latest_.copy.wide = goes_wide(rows);
   if (latest_.rounded) {
     turn_ = 1 - turn_;
     latest_.copy.rounded = {get<int8_t>(rounded_[turn_], padded(width)),

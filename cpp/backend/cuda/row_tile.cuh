@@ -48,8 +48,12 @@ struct Split {
   uint32_t high, low;
 };
 
+// The bits that tf32 has. A compiler that knew them would leave them away, as products do not read
+// others, and copy the numbers to where a product takes them instead, again for each product.
+static __constant__ uint32_t kTf32Bits = 0xFFFFE000u;
+
 __device__ inline Split split(float x) {
-  const uint32_t high = __float_as_uint(x) & 0xFFFFE000u;
+  const uint32_t high = __float_as_uint(x) & kTf32Bits;
   return {high, __float_as_uint(x - __uint_as_float(high))};
 }
 
@@ -218,22 +222,28 @@ __device__ inline void stage_rows(Element* to, int stride, int columns, int widt
                                   const Row& row) {
   constexpr int kUnit = 16 / sizeof(Element), kUnits = kMostColumns / kUnit;
   constexpr int kLanes = kUnits < 16 ? kUnits : 16;  // of a row
+  constexpr int kStep = kThreads / kLanes, kCount = (kRows + kStep - 1) / kStep;
+  constexpr int kAtOnce = kCount < 4 ? kCount : 4;  // rows that are looked up together
+  static_assert(kCount % kAtOnce == 0);
   const int lane = static_cast<int>(threadIdx.x) % kLanes * kUnit;
-#pragma unroll 4
-  for (int begin = 0; begin < kRows; begin += kThreads / kLanes) {
-    const int r = begin + static_cast<int>(threadIdx.x) / kLanes;
-    if (kRows % (kThreads / kLanes) != 0 && r >= kRows) break;
-    const uint8_t* from = row(min(r, count - 1));
+  const int first = static_cast<int>(threadIdx.x) / kLanes;
+#pragma unroll 1
+  for (int batch = 0; batch < kCount; batch += kAtOnce) {
+    const uint8_t* from[kAtOnce];
 #pragma unroll
-    for (int n = 0; n < kUnits / kLanes; ++n) {
-      const int c = lane + n * kLanes * kUnit;
+    for (int i = 0; i < kAtOnce; ++i) from[i] = row(min(first + (batch + i) * kStep, count - 1));
+#pragma unroll
+    for (int i = 0; i < kAtOnce * (kUnits / kLanes); ++i) {
+      const int r = first + (batch + i % kAtOnce) * kStep;
+      const int c = lane + i / kAtOnce * kLanes * kUnit;
+      if ((kRows % kStep != 0 && r >= kRows) || c >= columns) continue;
+      const uint8_t* source = from[i % kAtOnce];
       const bool there = r < count && c < width;
       Element* at = to + r * stride + c;
-      if (c >= columns) continue;
       if constexpr (type == PairType::kF32 || sizeof(Element) == 2) {
-        copy_ahead(at, from + (there ? c * sizeof(Element) : 0), there);
+        copy_ahead(at, source + (there ? c * sizeof(Element) : 0), there);
       } else {
-        *reinterpret_cast<float4*>(at) = there ? load_four<type>(from, c) : float4{};
+        *reinterpret_cast<float4*>(at) = there ? load_four<type>(source, c) : float4{};
       }
     }
   }

@@ -93,14 +93,33 @@ __device__ inline Piece<e> load_piece(const DeviceMatrix& m, int row_tile, int s
   return piece;
 }
 
+__device__ inline __half2 as_half2(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
+
+// Small integers become float16 by their place in the significand of 1024, exactly.
+constexpr uint32_t kHalf1024 = 0x64006400u;
+
+// (bits & mask) | more, which the compiler would make two instructions of.
+__device__ inline uint32_t and_or(uint32_t bits, uint32_t mask, uint32_t more) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(bits), "r"(mask), "r"(more));
+  return out;
+}
+
+// Codes at bits 0 and up of each half, upon 1024.
+__device__ inline __half2 low_codes(uint32_t bits, float bias) {
+  return __hsub2(as_half2(bits), __float2half2_rn(1024.0f + bias));
+}
+// Codes at bits 4 and up of each half, upon 1024.
+__device__ inline __half2 high_codes(uint32_t bits, float bias) {
+  return __hfma2(as_half2(bits), __float2half2_rn(0.0625f), __float2half2_rn(-64.0f - bias));
+}
+
 // weight = scale * code - min, for the first and the last 16 weights of a piece.
 struct Factors {
   __half2 scale[2];
   __half2 min;
   __half2 min_last;  // of the last 16, for kInteger
 };
-
-__device__ inline __half2 as_half2(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
 
 template <Encoding e>
 __device__ inline Factors factors_of(const Piece<e>& piece) {
@@ -114,16 +133,17 @@ __device__ inline Factors factors_of(const Piece<e>& piece) {
     const float2 super = __half22float2(as_half2(piece.super));
     const auto low = static_cast<uint8_t>(piece.scale),
                high = static_cast<uint8_t>(piece.scale >> 8);
-    if constexpr (e == Encoding::kQ6_K) {
+    if constexpr (e == Encoding::kQ4_K || e == Encoding::kQ5_K) {
+      const __half2 both = __hmul2(as_half2(piece.super),
+                                   low_codes(__byte_perm(piece.scale, kHalf1024, 0x7170), 0.0f));
+      f.scale[0] = f.scale[1] = __low2half2(both);
+      f.min = __high2half2(both);
+    } else if constexpr (e == Encoding::kQ6_K) {
       f.scale[0] = __float2half2_rn(super.x * static_cast<float>(static_cast<int8_t>(low)));
       f.scale[1] = __float2half2_rn(super.x * static_cast<float>(static_cast<int8_t>(high)));
-    } else if constexpr (e == Encoding::kIQ4_XS) {
+    } else {
       f.scale[0] = __float2half2_rn(super.x * static_cast<float>(static_cast<int8_t>(low)));
       f.scale[1] = f.scale[0];
-    } else {
-      f.scale[0] = __float2half2_rn(super.x * static_cast<float>(low));
-      f.scale[1] = f.scale[0];
-      f.min = __float2half2_rn(super.y * static_cast<float>(high));
     }
   } else if constexpr (e != Encoding::kF16) {
     f.scale[0] = as_half2(piece.scale | piece.scale << 16);
@@ -132,40 +152,30 @@ __device__ inline Factors factors_of(const Piece<e>& piece) {
   return f;
 }
 
-// Small integers become float16 by their place in the significand of 1024, exactly.
-constexpr uint32_t kHalf1024 = 0x64006400u;
-
-// Codes at bits 0 and up of each half: 1024 + code - bias.
-__device__ inline __half2 low_codes(uint32_t bits, float bias) {
-  return __hsub2(as_half2(bits | kHalf1024), __float2half2_rn(1024.0f + bias));
-}
-// Codes at bits 4 and up of each half: 1024 + 16 code.
-__device__ inline __half2 high_codes(uint32_t bits, float bias) {
-  return __hfma2(as_half2(bits | kHalf1024), __float2half2_rn(0.0625f),
-                 __float2half2_rn(-64.0f - bias));
-}
-
 // Eight nibble codes with what stands above them, as integers in float16.
 template <Encoding e>
 __device__ inline void linear_codes(const Piece<e>& piece, uint32_t word, int index,
                                     __half2 out[4]) {
   constexpr float kBias = e == Encoding::kQ4_0 ? 8.0f : e == Encoding::kQ6_K ? 32.0f : 0.0f;
-  uint32_t bits[4] = {word & 0x000F000Fu, word & 0x00F000F0u, word >> 8 & 0x000F000Fu,
-                      word >> 8 & 0x00F000F0u};
+  uint32_t bits[4] = {kHalf1024, kHalf1024, kHalf1024, kHalf1024};
   if constexpr (e == Encoding::kQ5_K) {
     const uint32_t high = piece.high[0] >> index * 4;
-    bits[0] |= high << 4 & 0x00100010u;
-    bits[1] |= high << 7 & 0x01000100u;
-    bits[2] |= high << 2 & 0x00100010u;
-    bits[3] |= high << 5 & 0x01000100u;
+    bits[0] = and_or(high << 4, 0x00100010u, kHalf1024);
+    bits[1] = and_or(high << 7, 0x01000100u, kHalf1024);
+    bits[2] = and_or(high << 2, 0x00100010u, kHalf1024);
+    bits[3] = and_or(high << 5, 0x01000100u, kHalf1024);
   }
   if constexpr (e == Encoding::kQ6_K) {
     const uint32_t high = piece.high[index / 2] >> index % 2 * 8;
-    bits[0] |= high << 4 & 0x00300030u;
-    bits[1] |= high << 6 & 0x03000300u;
-    bits[2] |= high & 0x00300030u;
-    bits[3] |= high << 2 & 0x03000300u;
+    bits[0] = and_or(high << 4, 0x00300030u, kHalf1024);
+    bits[1] = and_or(high << 6, 0x03000300u, kHalf1024);
+    bits[2] = and_or(high, 0x00300030u, kHalf1024);
+    bits[3] = and_or(high << 2, 0x03000300u, kHalf1024);
   }
+  bits[0] = and_or(word, 0x000F000Fu, bits[0]);
+  bits[1] = and_or(word, 0x00F000F0u, bits[1]);
+  bits[2] = and_or(word >> 8, 0x000F000Fu, bits[2]);
+  bits[3] = and_or(word >> 8, 0x00F000F0u, bits[3]);
   out[0] = low_codes(bits[0], kBias);
   out[1] = high_codes(bits[1], kBias);
   out[2] = low_codes(bits[2], kBias);

@@ -14,11 +14,10 @@ __device__ inline uint32_t bits_of(const __half2& pair) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// b: tokens in rows of 64 halves, 128 bytes, whose chunks of 16 are swizzled; 1024 bytes for every
-// eight tokens.
-__device__ inline uint64_t wgmma_operand(uint32_t shared_address) {
-  constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32, kSwizzled128 = uint64_t{1} << 62;
-  return (shared_address & 0x3FFFFu) >> 4 | uint64_t{1} << 16 | kEightRows | kSwizzled128;
+// The low word of what describes b to the tensor cores: tokens in rows of 64 halves, 128 bytes,
+// whose chunks of 16 are swizzled; 1024 bytes for every eight tokens. 1 stands for 16 bytes.
+__device__ inline uint32_t wgmma_operand(uint32_t shared_address) {
+  return (shared_address & 0x3FFFFu) >> 4 | 1u << 16;
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -30,6 +29,9 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(in_flight) : "memory");
 }
 
+// b: the whole of its description, with eight rows' bytes / 16 and the kind of swizzle. p: add.
+#define LOLA_PRODUCT(index) \
+  "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, 1, 0;\nmov.b64 b, {%" #index ", 0x40000040};\n"
 #define LOLA_SUMS8(d, i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -37,47 +39,48 @@ __device__ inline void wgmma_wait() {
 // d [tokens / 2] of a lane: of every 8 tokens those at lane % 4 * 2 and the next, first of row
 // lane / 4, then of row lane / 4 + 8 of the warp's 16.
 template <int tokens>
-__device__ void wgmma(float* d, const __half2* a, uint64_t b);
+__device__ void wgmma(float* d, const __half2* a, uint32_t b);
 
 template <>
-__device__ inline void wgmma<32>(float* d, const __half2* a, uint64_t b) {
+__device__ inline void wgmma<32>(float* d, const __half2* a, uint32_t b) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      LOLA_PRODUCT(20)
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-      "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
+      "}, {%16, %17, %18, %19}, b, p, 1, 1, 0;\n}\n"
       : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8)
-      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "l"(b));
+      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "r"(b));
 }
 
 template <>
-__device__ inline void wgmma<64>(float* d, const __half2* a, uint64_t b) {
+__device__ inline void wgmma<64>(float* d, const __half2* a, uint32_t b) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      LOLA_PRODUCT(36)
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
       "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+      "}, {%32, %33, %34, %35}, b, p, 1, 1, 0;\n}\n"
       : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8), LOLA_SUMS8(d, 16), LOLA_SUMS8(d, 24)
-      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "l"(b));
+      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "r"(b));
 }
 
 template <>
-__device__ inline void wgmma<128>(float* d, const __half2* a, uint64_t b) {
+__device__ inline void wgmma<128>(float* d, const __half2* a, uint32_t b) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      LOLA_PRODUCT(68)
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
       "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
       "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
       "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+      "}, {%64, %65, %66, %67}, b, p, 1, 1, 0;\n}\n"
       : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8), LOLA_SUMS8(d, 16), LOLA_SUMS8(d, 24), LOLA_SUMS8(d, 32),
         LOLA_SUMS8(d, 40), LOLA_SUMS8(d, 48), LOLA_SUMS8(d, 56)
-      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "l"(b));
+      : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "r"(b));
 }
 
 #undef LOLA_SUMS8
+#undef LOLA_PRODUCT
 
 #endif
 
