@@ -181,6 +181,7 @@ def float_model(path: Path) -> Path:
 @needs_gpu
 @pytest.mark.slow
 def test_float_weights_give_the_tokens_of_the_cpu_after_long_prompts(tmp_path: Path) -> None:
+    # Neither side rounds activations here; with quantized weights the CPU rounds them to 8 bits in another way.
     path = float_model(tmp_path / "float.gguf")
     adapter = Path(lola_cpp.__file__).parent / "models" / "tiny-lola.gguf"
     cpu, gpu = (Model(path, adapter, device=device) for device in ("cpu", "cuda"))
