@@ -184,23 +184,12 @@ def test_float_weights_give_the_tokens_of_the_cpu_after_long_prompts(tmp_path: P
     # Neither side rounds activations here; with quantized weights the CPU rounds them to 8 bits in another way.
     path = float_model(tmp_path / "float.gguf")
     adapter = Path(lola_cpp.__file__).parent / "models" / "tiny-lola.gguf"
-    cpu, gpu = (Model(path, adapter, device=device) for device in ("cpu", "cuda"))
-    rng, equal = np.random.default_rng(0), 0
-    for _ in range(10):
-        prompt = [int(x) for x in rng.integers(2, cpu.info.vocabulary, 4000)]
-        sessions = [model.session() for model in (cpu, gpu)]
-        for session in sessions:
-            session.append(prompt)
-        chosen = []
-        for _ in range(16):
-            wanted, found = (int(session.logits.argmax()) for session in sessions)
-            # Errors of recall that nearly tie decide a pair's place: AVX2 and AVX-512 part here too, by .08.
-            assert sessions[0].logits[wanted] - sessions[0].logits[found] < 0.1
-            chosen.append(wanted == found)
-            for session in sessions:
-                session.append([wanted])
-        equal += all(chosen)
-    assert equal >= 8
+    texts = []
+    for device in ("cpu", "cuda"):
+        model, rng = Model(path, adapter, device=device), np.random.default_rng(0)
+        prompts = [[int(x) for x in rng.integers(2, model.info.vocabulary, 4000)] for _ in range(10)]
+        texts.append([[t.id for t in model.session().generate(p, max_tokens=16)] for p in prompts])
+    assert texts[0] == texts[1]
 
 
 @needs_gpu
