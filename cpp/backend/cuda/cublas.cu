@@ -62,15 +62,16 @@ Cublas::Cublas(const Library& library, const CudaDevice& device)
 Cublas::~Cublas() { library_->destroy(handle_); }
 
 void Cublas::multiply(const Stream& stream, const DeviceJob& job, const __half* weight,
-                      int64_t cols, const HalfRows& x) {
+                      const HalfRows& x) {
+  // The order of columns is that of the activations.
+  const int cols = job.matrix.steps * static_cast<int>(kSlabPieces * kPieceWeights);
   const float alpha = 1.0f / kActivationScale, beta = job.accumulate ? 1.0f : 0.0f;
   check(library_->set_stream(handle_, stream.handle), "stream");
   check(library_->set_workspace(handle_, workspace_.as<void>(), kWorkspaceBytes), "workspace");
-  check(
-      library_->gemm(handle_, kTransposed, kAsIs, job.matrix.rows, x.tokens, static_cast<int>(cols),
-                     &alpha, weight, kFloat16, static_cast<int>(cols), x.data, kFloat16, x.stride,
-                     &beta, job.out, kFloat32, job.out_stride, kComputeFloat32, kAnyAlgorithm),
-      "product");
+  check(library_->gemm(handle_, kTransposed, kAsIs, job.matrix.rows, x.tokens, cols, &alpha, weight,
+                       kFloat16, cols, x.data, kFloat16, x.stride, &beta, job.out, kFloat32,
+                       job.out_stride, kComputeFloat32, kAnyAlgorithm),
+        "product");
   if (job.bias == nullptr) return;
   launch(stream, bias_kernel, grid_of(ceil_div(job.matrix.rows, 256), x.tokens), 256, 0, job);
 }

@@ -16,8 +16,8 @@ class Cublas {
   Cublas(const Cublas&) = delete;
   Cublas& operator=(const Cublas&) = delete;
 
-  // out = x W' of the job; weight [rows, cols] float16, row-major.
-  void multiply(const Stream& stream, const DeviceJob& job, const __half* weight, int64_t cols,
+  // out = x W' of the job; weight: as F16 is stored.
+  void multiply(const Stream& stream, const DeviceJob& job, const __half* weight,
                 const HalfRows& x);
 
  private:

@@ -15,13 +15,13 @@ namespace lola {
 struct ProductCopy {
   __half* halves;
   int stride;
-  int tile_bits;       // halves are for gemm_wide(), in tiles of 2^tile_bits rows; 0: row by row
+  int tile_bits;       // halves are for gemm_wide(), in tiles of 2^tile_bits rows; 0: as HalfRows
   RoundedRow rounded;  // of a single row whose width is a multiple of 32
 
   // Where column i of a row lies. For gemm_wide() the 128 columns that a tile is multiplied with in
   // one step stand together, in the order in which the tensor cores meet them, swizzled.
   __device__ __half* at(int64_t row, int i) const {
-    if (tile_bits == 0) return halves + row * stride + i;
+    if (tile_bits == 0) return halves + row * stride + column_place(i);
     const int place = (i % 32 / 8 * 2 + i % 8 / 4) * 16 + i % 4 / 2 * 8 + i % 128 / 32 * 2 + i % 2;
     const int in_tile = static_cast<int>(row) & ((1 << tile_bits) - 1);
     const int64_t step = (row >> tile_bits) * (stride / 128) + i / 128;

@@ -34,7 +34,7 @@ Plan plan_of(const DeviceJob& job, int tokens, int multiprocessors) {
 // Where the 16 bytes of chunk `chunk` (of 16) of a token's row lie: spread so that eight lanes
 // which read together meet no bank twice.
 __device__ inline int swizzled(int token, int chunk) {
-  return token * 16 + ((chunk & 8) | ((chunk & 7) ^ (token & 7) ^ (chunk >> 3 << 1)));
+  return token * 16 + (chunk ^ (token & 1) << 2);
 }
 
 template <int kTiles>
@@ -134,7 +134,7 @@ struct BlockTile {
       }
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint4 b = tokens[swizzled(n * 8 + lane / 4, lane % 4 * 4 + word)];
+        const uint4 b = tokens[swizzled(n * 8 + lane / 4, word * 4 + lane % 4)];
 #pragma unroll
         for (int i = 0; i < kWarpTiles; ++i) {
           mma(sums[i][n], first[i], b.x, b.y);

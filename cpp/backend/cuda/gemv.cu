@@ -24,8 +24,7 @@ struct RowTile {
     constexpr int kSlabs = slabs_in_flight<e>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const bool has_token = lane / 4 < x.tokens;
-    const __half* tokens =
-        x.data + (has_token ? lane / 4 * x.stride : 0) + lane % 4 * kPieceWeights;
+    const __half* tokens = x.data + (has_token ? lane / 4 * x.stride : 0) + lane % 4 * 8;
     bool waited = false;
     for (int begin = warp; begin < matrix.steps || !waited; begin += kWarps * kSlabs) {
       Piece<e> upper[kSlabs], lower[kSlabs];
@@ -54,7 +53,7 @@ struct RowTile {
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       uint4 b{};
-      if (has_token) b = *reinterpret_cast<const uint4*>(tokens + word * 8);
+      if (has_token) b = *reinterpret_cast<const uint4*>(tokens + word * kPieceWeights);
       __half2 u[4], l[4];
       decode_eight<e>(upper, upper_factors, word, u);
       decode_eight<e>(lower, lower_factors, word, l);

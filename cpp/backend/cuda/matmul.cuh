@@ -15,8 +15,8 @@ namespace lola {
 // Halves reach a million this way, and lose nothing that counts below a thousandth.
 constexpr float kActivationScale = 1.0f / 16.0f;
 
-// x as halves times kActivationScale, [tokens, stride]; columns past the matrix's are zero. For
-// gemm_wide() as ProductCopy lays them out.
+// x as halves times kActivationScale, [tokens, stride], columns in the order of column_place();
+// those past the matrix's are zero. For gemm_wide() as ProductCopy lays them out.
 struct HalfRows {
   const __half* data;
   int tokens;
@@ -92,8 +92,8 @@ constexpr int wide_tile_bits(int64_t tokens) { return tokens <= 32 ? 5 : tokens 
 void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t tokens,
               int64_t cols, const DeviceJob& job);
 
-// out [rows, cols] float16 of a stored matrix.
-void dequantize(const Stream& stream, const DeviceMatrix& matrix, int64_t cols, __half* out);
+// out [rows, steps * 128]: a stored matrix as F16 is stored.
+void dequantize(const Stream& stream, const DeviceMatrix& matrix, __half* out);
 
 // out [tokens, cols] = rows of the table; F32 tables are read as they are.
 void embed_rows(const Stream& stream, const DeviceMatrix& table, const float* f32_table,

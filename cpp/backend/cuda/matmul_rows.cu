@@ -49,9 +49,9 @@ struct PieceOf {
 
 // A warp takes 8 rows of a slab as they are stored, and through shared memory writes 256 bytes of
 // a row at a time.
-__global__ void dequantize_kernel(const __grid_constant__ DeviceMatrix matrix, int cols,
-                                  __half* out) {
-  constexpr int kRows = 8, kChunks = static_cast<int>(kSlabPieces * kPieceWeights) / 8;
+__global__ void dequantize_kernel(const __grid_constant__ DeviceMatrix matrix, __half* out) {
+  constexpr int kRows = 8, kPieces = static_cast<int>(kSlabPieces);
+  constexpr int kChunks = static_cast<int>(kHalfChunks);
   __shared__ uint4 shared[kThreads / 32][kRows * kChunks];
   wait_for_previous_kernel();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -63,17 +63,19 @@ __global__ void dequantize_kernel(const __grid_constant__ DeviceMatrix matrix, i
     __half2 pairs[16];
     uint4 vectors[4];
   } weights;
-  const int piece = step * static_cast<int>(kSlabPieces) + lane % 4;
-  with_encoding(matrix.encoding, PieceOf{matrix, first_row + lane / 4, piece, weights.pairs});
+  const int row = lane / kPieces, piece = lane % kPieces;
+  with_encoding(matrix.encoding,
+                PieceOf{matrix, first_row + row, step * kPieces + piece, weights.pairs});
 #pragma unroll
-  for (int v = 0; v < 4; ++v) shared[warp][lane * 4 + v] = weights.vectors[v];
+  for (int v = 0; v < 4; ++v)
+    shared[warp][row * kChunks + v * kPieces + piece] = weights.vectors[v];
   __syncwarp();
 #pragma unroll
   for (int i = lane; i < kRows * kChunks; i += 32) {
-    const int64_t row = first_row + i / kChunks;
-    const int col = (step * kChunks + i % kChunks) * 8;
-    if (row < matrix.rows && col < cols) {
-      *reinterpret_cast<uint4*>(out + row * cols + col) = shared[warp][i];
+    const int64_t to = first_row + i / kChunks;
+    if (to < matrix.rows) {
+      reinterpret_cast<uint4*>(out)[(to * matrix.steps + step) * kChunks + i % kChunks] =
+          shared[warp][i];
     }
   }
 }
@@ -109,10 +111,10 @@ void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t
          static_cast<int>(cols), job);
 }
 
-void dequantize(const Stream& stream, const DeviceMatrix& matrix, int64_t cols, __half* out) {
+void dequantize(const Stream& stream, const DeviceMatrix& matrix, __half* out) {
   const int64_t parts = ceil_div(int64_t{matrix.rows}, kSlabRows) * matrix.steps * 2;
   launch(stream, dequantize_kernel, grid_of(ceil_div(parts, kThreads / 32)), kThreads, 0, matrix,
-         static_cast<int>(cols), out);
+         out);
 }
 
 void embed_rows(const Stream& stream, const DeviceMatrix& table, const float* f32_table,

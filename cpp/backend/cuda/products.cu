@@ -7,16 +7,21 @@ namespace lola {
 namespace {
 
 constexpr int64_t kSlabColumns = kSlabPieces * kPieceWeights;
-constexpr int kCublasTokens = 512;     // below, decoding a matrix costs more than it brings
-constexpr int64_t kCublasColumns = 8;  // rows of 16 bytes
-constexpr int64_t kAheadShare = 64;    // of the GPU's memory, for weights decoded ahead
+constexpr int kCublasTokens = 512;   // below, decoding a matrix costs more than it brings
+constexpr int64_t kAheadShare = 64;  // of the GPU's memory, for weights decoded ahead
 
 int64_t padded(int64_t columns) { return ceil_div(columns, kSlabColumns) * kSlabColumns; }
 
+DeviceMatrix stored_matrix(const WeightMatrix& weight) {
+  return device_matrix(weight.format->type, weight.data, weight.rows, weight.cols);
+}
+
+// What a matrix has as float16, rows padded.
+int64_t halves_of(const DeviceMatrix& matrix) { return matrix.rows * matrix.steps * kSlabColumns; }
+
 DeviceJob device_job(const MatmulJob& job) {
-  const WeightMatrix& weight = *job.weight;
-  return {device_matrix(weight.format->type, weight.data, weight.rows, weight.cols), job.bias,
-          job.out, static_cast<int>(job.out_stride), job.accumulate};
+  return {stored_matrix(*job.weight), job.bias, job.out, static_cast<int>(job.out_stride),
+          job.accumulate};
 }
 
 // As many jobs from `begin` on as one kernel takes.
@@ -154,7 +159,7 @@ void Products::multiply(const Stream& stream, const float* x, int64_t tokens,
   if (!stored.empty()) {
     const bool there = x == latest_.of && (halves ? latest_.halves : latest_.rounded);
     if (!there) copy_rows(stream, x, tokens, cols, copy_of(x, tokens, cols, true));
-    multiply_stored(stream, stored, x, tokens, cols);
+    multiply_stored(stream, stored, x, tokens);
   }
   for (const MatmulJob& job : jobs) {
     if (job.out == latest_.of) latest_ = {};
@@ -162,7 +167,7 @@ void Products::multiply(const Stream& stream, const float* x, int64_t tokens,
 }
 
 void Products::multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs,
-                               const float* x, int64_t tokens, int64_t cols) {
+                               const float* x, int64_t tokens) {
   const HalfRows halves{latest_.copy.halves, static_cast<int>(tokens), latest_.copy.stride};
   if (goes_wide(tokens)) {
     for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
@@ -171,7 +176,7 @@ void Products::multiply_stored(const Stream& stream, std::span<const DeviceJob> 
     return;
   }
   if (tokens > kGemvTokens) {
-    for (const DeviceJob& job : jobs) multiply_many(stream, job, cols, halves);
+    for (const DeviceJob& job : jobs) multiply_many(stream, job, halves);
     return;
   }
   std::vector<DeviceJob> in_integers;
@@ -214,51 +219,48 @@ void Products::multiply_one(const Stream& stream, std::span<const DeviceJob> job
   }
 }
 
-bool Products::goes_to_cublas(int64_t tokens, int64_t cols) const {
-  return cublas_ != nullptr && tokens >= kCublasTokens && cols % kCublasColumns == 0;
+bool Products::goes_to_cublas(int64_t tokens) const {
+  return cublas_ != nullptr && tokens >= kCublasTokens;
 }
 
 void Products::decode_ahead(const Stream& stream, int64_t tokens,
                             std::span<const WeightMatrix* const> weights) {
+  if (!goes_to_cublas(tokens)) return;
   int64_t left = most_ahead_;
   size_t count = 0;
-  for (; count < weights.size() && count < std::size(ahead_); ++count) {
-    const WeightMatrix& weight = *weights[count];
-    left -= weight.rows * weight.cols * 2;
-    const bool is_plain = weight.format->type == QuantType::kF32;
-    if (left < 0 || is_plain || !goes_to_cublas(tokens, weight.cols)) break;
+  for (const WeightMatrix* weight : weights) {
+    const DeviceMatrix matrix = stored_matrix(*weight);
+    if (matrix.encoding == Encoding::kF16 || matrix.encoding == Encoding::kF32) continue;
+    left -= halves_of(matrix) * 2;
+    if (left < 0 || count == std::size(ahead_)) break;
     // Taken before the streams part: memory that grows is cleared on the first of them.
-    ahead_[count].weight = get<__half>(ahead_[count].memory, weight.rows * weight.cols);
+    Decoded& ahead = ahead_[count++];
+    ahead.weight = get<__half>(ahead.memory, halves_of(matrix));
+    ahead.of = matrix;
   }
   if (count == 0) return;
   cuda_check(cudaEventRecord(ahead_begins_, stream.handle), "event");
   cuda_check(cudaStreamWaitEvent(beside_.handle, ahead_begins_, 0), "event");
-  for (size_t i = 0; i < count; ++i) {
-    const WeightMatrix& weight = *weights[i];
-    const DeviceMatrix matrix =
-        device_matrix(weight.format->type, weight.data, weight.rows, weight.cols);
-    dequantize(beside_, matrix, weight.cols, ahead_[i].weight);
-    ahead_[i].of = matrix.codes;
-  }
+  for (size_t i = 0; i < count; ++i) dequantize(beside_, ahead_[i].of, ahead_[i].weight);
   cuda_check(cudaEventRecord(ahead_done_, beside_.handle), "event");
 }
 
-const __half* Products::decoded(const Stream& stream, const DeviceMatrix& matrix, int64_t cols) {
+const __half* Products::decoded(const Stream& stream, const DeviceMatrix& matrix) {
+  if (matrix.encoding == Encoding::kF16) return reinterpret_cast<const __half*>(matrix.codes);
   for (Decoded& ahead : ahead_) {
-    if (ahead.of != matrix.codes) continue;
+    if (ahead.of.codes != matrix.codes) continue;
     cuda_check(cudaStreamWaitEvent(stream.handle, ahead_done_, 0), "event");
-    ahead.of = nullptr;
+    ahead.of.codes = nullptr;
     return ahead.weight;
   }
-  auto* weight = get<__half>(decoded_, matrix.rows * cols);
-  dequantize(stream, matrix, cols, weight);
+  auto* weight = get<__half>(decoded_, halves_of(matrix));
+  dequantize(stream, matrix, weight);
   return weight;
 }
 
-void Products::multiply_many(const Stream& stream, const DeviceJob& job, int64_t cols,
-                             const HalfRows& x) {
-  if (goes_to_cublas(x.tokens, cols)) {
-    cublas_->multiply(stream, job, decoded(stream, job.matrix, cols), cols, x);
+void Products::multiply_many(const Stream& stream, const DeviceJob& job, const HalfRows& x) {
+  if (goes_to_cublas(x.tokens)) {
+    cublas_->multiply(stream, job, decoded(stream, job.matrix), x);
     return;
   }
   const int64_t partials = gemm_partials(job, x.tokens, device_.multiprocessors());

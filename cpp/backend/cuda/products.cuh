@@ -62,20 +62,20 @@ class Products {
   struct Decoded {
     explicit Decoded(const CudaDevice& device) : memory(device) {}
     DeviceScratch memory;
-    const uint4* of = nullptr;
+    DeviceMatrix of{};
     __half* weight = nullptr;
   };
 
   template <typename T>
   T* get(DeviceScratch& scratch, int64_t count);
-  const __half* decoded(const Stream& stream, const DeviceMatrix& matrix, int64_t cols);
-  bool goes_to_cublas(int64_t tokens, int64_t cols) const;
+  const __half* decoded(const Stream& stream, const DeviceMatrix& matrix);
+  bool goes_to_cublas(int64_t tokens) const;
   bool goes_wide(int64_t tokens) const;
   void materialize(const Stream& stream);
   void multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs, const float* x,
-                       int64_t tokens, int64_t cols);
+                       int64_t tokens);
   void multiply_one(const Stream& stream, std::span<const DeviceJob> jobs);
-  void multiply_many(const Stream& stream, const DeviceJob& job, int64_t cols, const HalfRows& x);
+  void multiply_many(const Stream& stream, const DeviceJob& job, const HalfRows& x);
   void run_waiting(const Stream& stream, const RoundedEnding& ending);
   bool may_wait(std::span<const DeviceJob> jobs) const;
 

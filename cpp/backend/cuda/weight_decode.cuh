@@ -63,6 +63,8 @@ __device__ inline uint4 stream_load(const uint4* at) {
   return v;
 }
 
+constexpr int64_t kHalfChunks = kSlabPieces * kPieceWeights / 8;  // 16 bytes of float16 of a step
+
 // place: row % 16 * 4 + piece % 4.
 template <Encoding e>
 __device__ inline Piece<e> load_piece(const DeviceMatrix& m, int row_tile, int step, int place) {
@@ -71,7 +73,11 @@ __device__ inline Piece<e> load_piece(const DeviceMatrix& m, int row_tile, int s
   const int64_t at = slab * kSlabPlaces + place;
 #pragma unroll
   for (int v = 0; v < code_vectors(e); ++v) {
-    piece.codes[v] = stream_load(m.codes + (slab * code_vectors(e) + v) * kSlabPlaces + place);
+    const int64_t row = static_cast<int64_t>(row_tile) * kSlabRows + place / kSlabPieces;
+    const int64_t vector = e == Encoding::kF16 ? (row * m.steps + step) * kHalfChunks +
+                                                     v * kSlabPieces + place % kSlabPieces
+                                               : (slab * code_vectors(e) + v) * kSlabPlaces + place;
+    piece.codes[v] = stream_load(m.codes + vector);
   }
   if constexpr (high_words(e) == 1) {
     piece.high[0] = __ldg(reinterpret_cast<const uint32_t*>(m.high) + at);

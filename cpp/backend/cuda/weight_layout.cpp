@@ -299,12 +299,10 @@ class Store {
   }
 
   void put_halves(const uint8_t* data, int64_t row) {
-    for (int64_t begin = 0; begin < cols_; begin += kPieceWeights) {
-      uint16_t piece[kPiece] = {};
-      for (int64_t i = 0; i < std::min(kPieceWeights, cols_ - begin); ++i) {
-        piece[i] = half_bits(load_u16(data + 2 * (begin + i)));
-      }
-      put_codes(row, begin / kPieceWeights, reinterpret_cast<const uint8_t*>(piece));
+    uint8_t* out = stored_ + row * layout_.steps * kSlabPieces * kPieceWeights * 2;
+    for (int i = 0; i < cols_; ++i) {
+      const uint16_t half = half_bits(load_u16(data + 2 * i));
+      std::memcpy(out + 2 * column_place(i), &half, sizeof half);
     }
   }
 

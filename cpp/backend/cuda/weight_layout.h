@@ -5,6 +5,9 @@
 // their own, slab by slab, so that the lanes of a warp read neighbouring 16 bytes. Rows and columns
 // are padded to whole slabs with zero weights.
 //
+// Floats lie row by row, for cuBLAS: F16 with the columns of a slab in the order of column_place(),
+// in which 16 bytes of each of its four pieces are neighbours.
+//
 // Formats without a row in the table of weight_layout.cpp are stored in their integer form, 8-bit
 // numbers and float32 scales: 12 bits a weight, exact.
 #pragma once
@@ -25,7 +28,7 @@ enum class Encoding : int32_t {
   kQ6_K,
   kQ8_0,
   kInteger,  // any quantized format
-  kF16,      // F16, and BF16 that fits
+  kF16,      // F16, and BF16 that fits; row by row
   kF32,      // row-major, as in the file
 };
 
@@ -33,6 +36,15 @@ constexpr int64_t kPieceWeights = 32;
 constexpr int64_t kSlabRows = 16;
 constexpr int64_t kSlabPieces = 4;  // along a row
 constexpr int64_t kSlabPlaces = kSlabRows * kSlabPieces;
+
+// Where column i of a row of float16 lies: within 128 columns the chunks of 8 stand in the order
+// 0, 4, 8, 12, 1, 5, and so on. Activations have the same order; products do not see it.
+constexpr int column_place(int i) {
+  constexpr int kPieces = kSlabPieces, kPiece = kPieceWeights, kColumns = kPieces * kPiece;
+  constexpr int kChunk = 8;
+  return i - i % kColumns + (i % kPiece / kChunk * kPieces + i % kColumns / kPiece) * kChunk +
+         i % kChunk;
+}
 
 // Offsets of the planes from the start of a stored matrix, and its size; in bytes.
 struct WeightLayout {
