@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,18 +182,37 @@ def float_model(path: Path) -> Path:
     return path
 
 
+LONG_PROMPTS = """
+import json, sys
+import numpy as np
+from lola_cpp import Model
+model, rng = Model(*sys.argv[1:3], device=sys.argv[3]), np.random.default_rng(0)
+prompts = [[int(x) for x in rng.integers(2, model.info.vocabulary, 4000)] for _ in range(10)]
+print(json.dumps([[token.id for token in model.session().generate(p, max_tokens=16)] for p in prompts]))
+"""
+
+
+def after_long_prompts(path: Path, device: str, isa: str) -> list[list[int]]:
+    adapter = Path(lola_cpp.__file__).parent / "models" / "tiny-lola.gguf"
+    command = [sys.executable, "-c", LONG_PROMPTS, str(path), str(adapter), device]
+    environment = {**os.environ, "LOLA_FORCE_ISA": isa}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return list(json.loads(run.stdout))
+
+
 @needs_gpu
 @pytest.mark.slow
 def test_float_weights_give_the_tokens_of_the_cpu_after_long_prompts(tmp_path: Path) -> None:
     # Neither side rounds activations here; with quantized weights the CPU rounds them to 8 bits in another way.
     path = float_model(tmp_path / "float.gguf")
-    adapter = Path(lola_cpp.__file__).parent / "models" / "tiny-lola.gguf"
-    texts = []
-    for device in ("cpu", "cuda"):
-        model, rng = Model(path, adapter, device=device), np.random.default_rng(0)
-        prompts = [[int(x) for x in rng.integers(2, model.info.vocabulary, 4000)] for _ in range(10)]
-        texts.append([[t.id for t in model.session().generate(p, max_tokens=16)] for p in prompts])
-    assert texts[0] == texts[1]
+    best, other = _core.testing.available_isas()[:2]
+    cpu, gpu = after_long_prompts(path, "cpu", best), after_long_prompts(path, "cuda", best)
+    # Where the CPU's own kernels part, two scores are so near each other that the order of a sum decides.
+    again = after_long_prompts(path, "cpu", other)
+    clear = [i for i in range(10) if cpu[i] == again[i]]
+    assert len(clear) >= 8
+    assert [gpu[i] for i in clear] == [cpu[i] for i in clear]
 
 
 @needs_gpu

@@ -26,7 +26,7 @@ from lola_cpp import Model, Session
 from lola_cpp._core import GgufFile
 from lola_cpp.session import advance
 
-PASS = 2048  # tokens of a pass, one prompt's share of the profile
+PASS = 4096  # tokens of a pass, the prompt of the profile
 
 
 def tensors(path: Path) -> dict[str, tuple[int, int]]:

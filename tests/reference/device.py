@@ -11,7 +11,7 @@ from lola_cpp import Model
 
 DEVICE = os.environ.get("LOLA_TEST_DEVICE", "cpu")
 GPU_LAYERS = int(text) if (text := os.environ.get("LOLA_TEST_GPU_LAYERS")) else None
-PASS_TOKENS = 2048 if DEVICE == "cuda" and GPU_LAYERS is None else 512  # the most that a pass takes
+PASS_TOKENS = 4096 if DEVICE == "cuda" and GPU_LAYERS is None else 512  # the most that a pass takes
 
 
 def why_missing(device: str) -> str | None:

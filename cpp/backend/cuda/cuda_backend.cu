@@ -21,8 +21,8 @@ class CudaBackend final : public Backend {
 
   std::string describe() const override { return device_->describe(); }
 
-  // Matrix products are no faster beyond, and a cancellation waits for a tenth of a second.
-  int64_t pass_tokens() const override { return 2048; }
+  // Matrix products are no faster beyond, and a cancellation waits for a sixth of a second.
+  int64_t pass_tokens() const override { return 4096; }
 
   void check(const AttentionShape& shape) const override {
     if (shape.head_dim % 8 != 0 || shape.head_dim > kMaxHeadDim) {

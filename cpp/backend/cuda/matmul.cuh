@@ -51,24 +51,34 @@ struct RowFactor {
   float eps;
 };
 
-enum class Ending {
-  kPlain,
-  kNormed,  // the one job's output is also rounded, times a norm's weight, and squared
-  kGated,   // job[0] becomes silu(job[0]) job[1], and is rounded; both of one encoding, no bias
+// One token's activations: as HalfRows for F16 weights, rounded for all others.
+struct OneRow {
+  const __half* halves;
+  RoundedRow rounded;
+  RowFactor factor;
 };
 
-// What becomes of the products of a rounded row, besides their outputs. The jobs' rows are a
-// multiple of 16 where it is not plain.
-struct RoundedEnding {
+enum class Ending {
+  kPlain,
+  kNormed,  // the one job's output, times a norm's weight, is what comes next; and is squared
+  kGated,   // job[0] becomes silu(job[0]) job[1], and is next; both of one encoding, no bias
+};
+
+// What becomes of the products of one row, besides their outputs. The jobs' rows are a multiple of
+// 16 where it is not plain.
+struct OneEnding {
   Ending kind;
+  __half* halves;  // for F16 weights, or null: the row is rounded
   RoundedRow rounded;
   const float* norm;  // [rows]
   float* squares;     // of every 16 rows, summed
 };
 
-// The same with one token of 8-bit integers, for all but F16 weights.
-void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const RoundedRow& x,
-                  const RowFactor& factor, const RoundedEnding& ending);
+// The same with one token, and what follows: of integers, for all but F16 weights, and of halves.
+void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
+                  const OneEnding& ending);
+void gemv_halves(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
+                 const OneEnding& ending);
 
 // Tensor cores over tiles of 128 rows by up to 128 tokens. partials: memory for split sums.
 void gemm(const Stream& stream, const DeviceJob& job, const HalfRows& x, int multiprocessors,

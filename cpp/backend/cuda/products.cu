@@ -53,7 +53,8 @@ Products::~Products() {
 }
 
 bool Products::goes_wide(int64_t tokens) const {
-  return kHasWide && device_.has_wgmma() && tokens > kGemvTokens && tokens < kCublasTokens;
+  return kHasWide && device_.has_wgmma() && !reads_rows_ && tokens > kGemvTokens &&
+         tokens < kCublasTokens;
 }
 
 template <typename T>
@@ -68,10 +69,10 @@ ProductCopy Products::copy_of(const float* of, int64_t rows, int64_t width, bool
   latest_ = {of, {}, true, true, rounds && rows == 1 && width % kPieceWeights == 0, {}};
   if (goes_wide(rows)) latest_.copy.tile_bits = wide_tile_bits(rows);
   const int64_t tile = int64_t{1} << latest_.copy.tile_bits;
-  latest_.copy.halves = get<__half>(halves_, ceil_div(rows, tile) * tile * padded(width));
+  turn_ = rows == 1 ? 1 - turn_ : 0;
+  latest_.copy.halves = get<__half>(halves_[turn_], ceil_div(rows, tile) * tile * padded(width));
   latest_.copy.stride = static_cast<int>(padded(width));
   if (latest_.rounded) {
-    turn_ = 1 - turn_;
     latest_.copy.rounded = {get<int8_t>(rounded_[turn_], padded(width)),
                             get<float2>(rounded_groups_[turn_], padded(width) / 16)};
   }
@@ -80,11 +81,13 @@ ProductCopy Products::copy_of(const float* of, int64_t rows, int64_t width, bool
 
 void Products::forget() {
   latest_ = {};
+  turn_ = 0;  // every pass has the same turns, and memory has grown to what they need
   waiting_.count = 0;
 }
 
 void Products::flush(const Stream& stream) {
-  if (waiting_.count > 0) run_waiting(stream, {});
+  if (waiting_.count > 0) run_one(stream, waiting_, waiting_x_, {});
+  waiting_.count = 0;
 }
 
 void Products::complete(const Stream& stream) {
@@ -92,8 +95,20 @@ void Products::complete(const Stream& stream) {
   if (latest_.of != nullptr && !latest_.floats) materialize(stream);
 }
 
-void Products::run_waiting(const Stream& stream, const RoundedEnding& ending) {
-  gemv_rounded(stream, waiting_, waiting_x_, waiting_factor_, ending);
+void Products::run_one(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
+                       const OneEnding& ending) {
+  const bool is_half = jobs.job[0].matrix.encoding == Encoding::kF16;
+  is_half ? gemv_halves(stream, jobs, x, ending) : gemv_rounded(stream, jobs, x, ending);
+}
+
+void Products::run_waiting(const Stream& stream, OneEnding ending) {
+  // The weights that follow are most likely of the same kind.
+  const bool is_half = waiting_.job[0].matrix.encoding == Encoding::kF16;
+  if (is_half) ending.halves = latest_.copy.halves;
+  ending.rounded = latest_.copy.rounded;
+  latest_.halves = is_half;
+  latest_.rounded = !is_half;
+  run_one(stream, waiting_, waiting_x_, ending);
   waiting_.count = 0;
 }
 
@@ -111,8 +126,8 @@ void Products::norm(const Stream& stream, const float* x, int64_t rows, int64_t 
   const auto tiles = static_cast<int>(dim / kSlabRows);
   auto* squares = get<float>(squares_, tiles);
   copy_of(out, rows, dim, true);
-  run_waiting(stream, {Ending::kNormed, latest_.copy.rounded, weight, squares});
-  latest_.floats = latest_.halves = false;
+  run_waiting(stream, {Ending::kNormed, nullptr, {}, weight, squares});
+  latest_.floats = false;
   latest_.factor = {squares, tiles, static_cast<int>(dim), eps};
   open_norm_ = {x, weight, out, dim, eps};
 }
@@ -133,8 +148,7 @@ void Products::gate(const Stream& stream, float* gate, const float* up, int64_t 
     return;
   }
   copy_of(gate, rows, width, true);
-  run_waiting(stream, {Ending::kGated, latest_.copy.rounded, nullptr, nullptr});
-  latest_.halves = false;
+  run_waiting(stream, {Ending::kGated, nullptr, {}, nullptr, nullptr});
 }
 
 void Products::multiply(const Stream& stream, const float* x, int64_t tokens,
@@ -142,62 +156,64 @@ void Products::multiply(const Stream& stream, const float* x, int64_t tokens,
   flush(stream);
   std::vector<DeviceJob> stored, plain;
   const int64_t cols = jobs.front().weight->cols;
-  bool halves = tokens > 1, floats = false;
+  bool alone = tokens == 1;  // a row with kernels of its own
+  bool halves = false, integers = false;
   for (const MatmulJob& job : jobs) {
     const DeviceJob own = device_job(job);
-    const bool is_plain = own.matrix.encoding == Encoding::kF32;
-    (is_plain ? plain : stored).push_back(own);
-    floats = floats || is_plain;
-    halves = halves || own.matrix.encoding == Encoding::kF16;
+    if (own.matrix.encoding == Encoding::kF32) {
+      plain.push_back(own);
+      continue;
+    }
+    stored.push_back(own);
+    const bool is_half = own.matrix.encoding == Encoding::kF16;
+    (is_half ? halves : integers) = true;
+    alone = alone && (!is_half || cols % kSlabColumns == 0);
   }
-  if (x == latest_.of && !latest_.floats && (floats || halves)) materialize(stream);
-  for (size_t i = 0, at = 0; i < jobs.size() && floats; ++i) {
+  if (!plain.empty() && x == latest_.of && !latest_.floats) materialize(stream);
+  for (size_t i = 0, at = 0; at < plain.size(); ++i) {
     if (jobs[i].weight->format->type != QuantType::kF32) continue;
     gemm_f32(stream, reinterpret_cast<const float*>(jobs[i].weight->data), x, tokens, cols,
              plain[at++]);
   }
   if (!stored.empty()) {
-    const bool there = x == latest_.of && (halves ? latest_.halves : latest_.rounded);
-    if (!there) copy_rows(stream, x, tokens, cols, copy_of(x, tokens, cols, true));
-    multiply_stored(stream, stored, x, tokens);
+    reads_rows_ = cublas_ != nullptr && !integers;
+    const bool one = (latest_.halves || !halves) && (latest_.rounded || !integers);
+    const bool many =
+        latest_.halves && latest_.floats && (latest_.copy.tile_bits > 0) == goes_wide(tokens);
+    if (x != latest_.of || !(alone ? one : many)) copy(stream, x, tokens, cols);
+    alone ? multiply_one(stream, stored) : multiply_stored(stream, stored, tokens);
   }
   for (const MatmulJob& job : jobs) {
     if (job.out == latest_.of) latest_ = {};
   }
 }
 
+// x in all forms.
+void Products::copy(const Stream& stream, const float* x, int64_t tokens, int64_t cols) {
+  if (x == latest_.of && !latest_.floats) return materialize(stream);
+  copy_rows(stream, x, tokens, cols, copy_of(x, tokens, cols, true));
+}
+
 void Products::multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs,
-                               const float* x, int64_t tokens) {
+                               int64_t tokens) {
   const HalfRows halves{latest_.copy.halves, static_cast<int>(tokens), latest_.copy.stride};
-  if (goes_wide(tokens)) {
-    for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
-      gemm_wide(stream, some_jobs(jobs, begin), halves, device_.multiprocessors());
-    }
-    return;
-  }
-  if (tokens > kGemvTokens) {
+  if (tokens > kGemvTokens && !goes_wide(tokens)) {
     for (const DeviceJob& job : jobs) multiply_many(stream, job, halves);
     return;
   }
-  std::vector<DeviceJob> in_integers;
-  DeviceJobs in_halves{};
-  for (const DeviceJob& job : jobs) {
-    if (tokens == 1 && latest_.rounded && job.matrix.encoding != Encoding::kF16) {
-      in_integers.push_back(job);
-    } else {
-      in_halves.job[in_halves.count++] = job;
-    }
-    if (in_halves.count == kMaxJobs || (&job == &jobs.back() && in_halves.count > 0)) {
-      gemv(stream, in_halves, halves);
-      in_halves.count = 0;
-    }
+  for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
+    const DeviceJobs together = some_jobs(jobs, begin);
+    tokens > kGemvTokens ? gemm_wide(stream, together, halves, device_.multiprocessors())
+                         : gemv(stream, together, halves);
   }
-  if (!in_integers.empty() && x == latest_.of) multiply_one(stream, in_integers);
 }
 
 // Products that a norm or a gate may follow wait for it.
 bool Products::may_wait(std::span<const DeviceJob> jobs) const {
-  const auto fits = [](const DeviceJob& job) { return job.matrix.rows % kPieceWeights == 0; };
+  const auto fits = [](const DeviceJob& job) {
+    const bool is_half = job.matrix.encoding == Encoding::kF16;
+    return job.matrix.rows % (is_half ? kSlabColumns : kPieceWeights) == 0;
+  };
   if (jobs.size() == 1) return jobs[0].accumulate && fits(jobs[0]);
   if (jobs.size() != 2) return false;
   const DeviceJob &a = jobs[0], &b = jobs[1];
@@ -206,31 +222,33 @@ bool Products::may_wait(std::span<const DeviceJob> jobs) const {
 }
 
 void Products::multiply_one(const Stream& stream, std::span<const DeviceJob> jobs) {
-  const RoundedRow& x = latest_.copy.rounded;
-  for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
-    const DeviceJobs together = some_jobs(jobs, begin);
-    if (together.count == std::ssize(jobs) && may_wait(jobs)) {
-      waiting_ = together;
-      waiting_x_ = x;
-      waiting_factor_ = latest_.factor;
-      return;
+  const OneRow x{latest_.copy.halves, latest_.copy.rounded, latest_.factor};
+  if (may_wait(jobs)) {
+    waiting_ = some_jobs(jobs, 0);
+    waiting_x_ = x;
+    return;
+  }
+  std::vector<DeviceJob> kinds[2];
+  for (const DeviceJob& job : jobs) kinds[job.matrix.encoding == Encoding::kF16].push_back(job);
+  for (const std::vector<DeviceJob>& kind : kinds) {
+    for (size_t begin = 0; begin < kind.size(); begin += kMaxJobs) {
+      run_one(stream, some_jobs(kind, begin), x, {});
     }
-    gemv_rounded(stream, together, x, latest_.factor, {});
   }
 }
 
-bool Products::goes_to_cublas(int64_t tokens) const {
-  return cublas_ != nullptr && tokens >= kCublasTokens;
+bool Products::goes_to_cublas(Encoding encoding, int64_t tokens) const {
+  return cublas_ != nullptr && (encoding == Encoding::kF16 || tokens >= kCublasTokens);
 }
 
 void Products::decode_ahead(const Stream& stream, int64_t tokens,
                             std::span<const WeightMatrix* const> weights) {
-  if (!goes_to_cublas(tokens)) return;
   int64_t left = most_ahead_;
   size_t count = 0;
   for (const WeightMatrix* weight : weights) {
     const DeviceMatrix matrix = stored_matrix(*weight);
-    if (matrix.encoding == Encoding::kF16 || matrix.encoding == Encoding::kF32) continue;
+    const bool is_coded = matrix.encoding != Encoding::kF16 && matrix.encoding != Encoding::kF32;
+    if (!is_coded || !goes_to_cublas(matrix.encoding, tokens)) continue;
     left -= halves_of(matrix) * 2;
     if (left < 0 || count == std::size(ahead_)) break;
     // Taken before the streams part: memory that grows is cleared on the first of them.
@@ -259,7 +277,7 @@ const __half* Products::decoded(const Stream& stream, const DeviceMatrix& matrix
 }
 
 void Products::multiply_many(const Stream& stream, const DeviceJob& job, const HalfRows& x) {
-  if (goes_to_cublas(x.tokens)) {
+  if (goes_to_cublas(job.matrix.encoding, x.tokens)) {
     cublas_->multiply(stream, job, decoded(stream, job.matrix), x);
     return;
   }

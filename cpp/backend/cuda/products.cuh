@@ -48,7 +48,7 @@ class Products {
     const float* of = nullptr;
     ProductCopy copy{};
     bool floats = false, halves = false, rounded = false;
-    RowFactor factor{};  // of the rounded form
+    RowFactor factor{};  // of halves and the rounded form, where the floats are not there
   };
   // A norm whose floats nobody wrote.
   struct OpenNorm {
@@ -69,22 +69,24 @@ class Products {
   template <typename T>
   T* get(DeviceScratch& scratch, int64_t count);
   const __half* decoded(const Stream& stream, const DeviceMatrix& matrix);
-  bool goes_to_cublas(int64_t tokens) const;
+  bool goes_to_cublas(Encoding encoding, int64_t tokens) const;
   bool goes_wide(int64_t tokens) const;
   void materialize(const Stream& stream);
-  void multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs, const float* x,
-                       int64_t tokens);
+  void copy(const Stream& stream, const float* x, int64_t tokens, int64_t cols);
+  void multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs, int64_t tokens);
   void multiply_one(const Stream& stream, std::span<const DeviceJob> jobs);
   void multiply_many(const Stream& stream, const DeviceJob& job, const HalfRows& x);
-  void run_waiting(const Stream& stream, const RoundedEnding& ending);
+  void run_one(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
+               const OneEnding& ending);
+  void run_waiting(const Stream& stream, OneEnding ending);
   bool may_wait(std::span<const DeviceJob> jobs) const;
 
   const CudaDevice& device_;
   std::function<void()> grown_;
   std::unique_ptr<Cublas> cublas_ = Cublas::find(device_);
-  // There is one copy in each form: what is multiplied next is what was computed last. Rounded
-  // rows take turns, so that one can be read while the next is written.
-  DeviceScratch halves_{device_};
+  // There is one copy in each form: what is multiplied next is what was computed last. Single rows
+  // take turns, so that one can be read while the next is written.
+  DeviceScratch halves_[2] = {DeviceScratch(device_), DeviceScratch(device_)};
   DeviceScratch rounded_[2] = {DeviceScratch(device_), DeviceScratch(device_)};
   DeviceScratch rounded_groups_[2] = {DeviceScratch(device_), DeviceScratch(device_)};
   int turn_ = 0;
@@ -95,11 +97,12 @@ class Products {
   cudaEvent_t ahead_begins_ = nullptr, ahead_done_ = nullptr;
   int64_t most_ahead_ = 0;  // bytes
   DeviceScratch gemm_partials_{device_};
+  // Whether cuBLAS multiplied last, and F16 weights: it is likely to do so next.
+  bool reads_rows_ = false;
   Activation latest_;
   OpenNorm open_norm_{};
   DeviceJobs waiting_{};  // products of one row that wait for what follows them
-  RoundedRow waiting_x_{};
-  RowFactor waiting_factor_{};
+  OneRow waiting_x_{};
 };
 
 }  // namespace lola
