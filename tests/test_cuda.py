@@ -78,6 +78,37 @@ def test_long_texts_give_what_the_cpu_gives(tmp_path: Path, pair_type: str, head
     assert error(gpu.logits, cpu.logits) < (5e-3 if pair_type == "q8_0" else ROUNDING)
 
 
+# Heads, kv heads, and what else decides how a single query is cut among blocks.
+SINGLE: list[tuple[int, int, dict[str, Any]]] = [
+    (4, 4, {"feature_map": "softmax_dim_half"}),
+    (8, 4, {"mixing": "natural", "feature_map": "relu"}),
+    (8, 2, {"chunk_size": 16, "window_size": 48, "feature_map": "exp_dim"}),
+    (12, 2, {"skip_connection": True, "feature_map": "pos_elu"}),
+    (14, 2, {"feature_dim": 20, "sparse_size": 0, "mixing": "lolcats"}),
+    (4, 2, {"sparse_scope": "head", "affine": True, "mixing": "lolcats"}),
+]
+
+
+@needs_gpu
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads", "options"), SINGLE, ids=str)
+def test_single_tokens_of_all_kinds_of_groups_give_what_the_cpu_gives(
+    tmp_path: Path, head_dim: int, heads: int, kv_heads: int, options: dict[str, Any]
+) -> None:
+    sizes = {"window_size": 32, "chunk_size": 64, "sparse_size": 50, "feature_dim": head_dim, **options}
+    sizes["window_size"] = max(sizes["window_size"], sizes["chunk_size"])
+    adapter = TinyAdapter(**{"sparse_scope": "group", "policy": "first", **sizes})
+    config = tiny(heads=heads, kv_heads=kv_heads, head_dim=head_dim, hidden=256, ffn=512)
+    cpu, gpu = (model.session() for model in models(tmp_path, adapter, config=config))
+    for prompt in (1, 200):
+        for session in (cpu, gpu):
+            session.append(tokens(prompt))
+        for token in tokens(40, seed=1):
+            cpu.append([token])
+            gpu.append([token])
+        assert error(gpu.logits, cpu.logits) < ROUNDING
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ2_XS"])
 @pytest.mark.parametrize("count", [1, 3, 8, 9, 40, 100, 300])

@@ -228,6 +228,9 @@ class CudaExecutor final : public Executor {
 
   void attend_one(const LolaView& view, const PieceSpan& pieces, const AttentionRows& rows,
                   const ProductCopy& copy) {
+    if (answers_in_cluster(*device_, view, pieces)) {
+      return lola_attend_cluster(stream_, view, pieces, rows, rope_, copy);
+    }
     const int multiprocessors = device_->multiprocessors();
     const OneSizes sizes = one_sizes(view, pieces.count, multiprocessors);
     const OneScratch scratch{get<float>(one_features_, sizes.features),

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
+#include "backend/cuda/cuda_device.cuh"
 #include "backend/cuda/elementwise.cuh"
 #include "backend/cuda/lola_plan.h"
 #include "backend/cuda/pair_ring.cuh"
@@ -63,6 +64,12 @@ void prepare_many(const Stream& stream, const LolaView& view, const PieceSpan& p
 void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                      const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
                      const OneScratch& scratch);
+
+// All of it in one kernel, where few sessions are there to fill the GPU and what a query reads fits
+// the shared memory of some blocks.
+bool answers_in_cluster(const CudaDevice& device, const LolaView& view, const PieceSpan& pieces);
+void lola_attend_cluster(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                         const AttentionRows& rows, const RopeRows& rope, const ProductCopy& copy);
 
 // What owners note of each eligible pair while they choose, and for how many there is room.
 constexpr int kChoice = 3;

@@ -1,0 +1,109 @@
+// Attention of a single query in one kernel, with its rotation, its features and the pair that
+// enters. A cluster of blocks answers the query heads that share pairs: each brings its share of
+// pairs, of the maps and of the hidden states to shared memory before the query is there, and sends
+// what the others need of it to theirs.
+//
+// A block runs through its code once, so fetching instructions counts: sizes are known to the
+// compiler where a division would stand else, and loops are seldom unrolled.
+#include <cooperative_groups.h>
+
+#include "backend/cuda/cluster_block.cuh"
+#include "backend/cuda/matmul.cuh"
+
+namespace lola {
+namespace {
+
+constexpr int64_t kMostShared = 160 * 1024;
+
+template <typename S>
+__global__ void __launch_bounds__(kClusterThreads, 2)
+    cluster_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces,
+                   const __grid_constant__ AttentionRows rows,
+                   const __grid_constant__ RopeRows rope,
+                   const __grid_constant__ ProductCopy copy) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(16) uint8_t cluster_shared[];
+  __shared__ float gates[S::kHeads];
+  __shared__ Barrier mapped, joined;
+  const auto cluster = cooperative_groups::this_cluster();
+  if (threadIdx.x == 0) {
+    mapped.set(1), joined.set(1);
+    show_barriers();
+    mapped.expect(static_cast<int>(view.map.map_size) * S::kHeads * 4);
+    joined.expect(S::kBlocks * (S::kOutputs * 8 + kClusterNumbers * S::kHeads * 4));
+  }
+  cluster.barrier_arrive();
+  const DevicePiece piece = pieces[blockIdx.z];
+  const bool linear = piece.absorbed > 0;
+  const ClusterBlock<S> block(view, piece, cluster_shared);
+  block.bring(linear);
+  const int h = threadIdx.x;
+  if (h < S::kHeads) gates[h] = view.gate[block.first_head + min(h, block.heads - 1)];
+  cluster.barrier_wait();
+  wait_for_previous_kernel();
+  block.take_query(rows, rope);
+  wait_for_copies<0>();
+  __syncthreads();
+  if (linear) block.map_query(mapped);
+  block.find_logits();
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  if (warp < S::kHeads) {
+    block.weigh(warp);
+    if (linear) {
+      mapped.wait(0);
+      block.find_features(warp);
+    }
+  }
+  __syncthreads();
+  block.add_rows(linear);
+  __syncthreads();
+  block.leave(joined);
+  joined.wait(0);
+  const AttentionOutput output{rows.out, copy, view.heads * S::kDim};
+  block.join(output, linear, gates);
+  if (block.first_head == 0 && block.rank == 0) output.pad(piece.row);
+#endif
+}
+
+// Calls f.template operator()<S>() with the shape of the heads.
+template <typename F>
+auto with_shape(const LolaView& view, const F& f) {
+  const int heads = view.head_scope || view.group == 1 ? 1 : view.group == 2 ? 2 : 4;
+  if (view.head_dim == 64) {
+    return heads == 1   ? f.template operator()<ClusterShape<1, 64>>()
+           : heads == 2 ? f.template operator()<ClusterShape<2, 64>>()
+                        : f.template operator()<ClusterShape<4, 64>>();
+  }
+  return heads == 1   ? f.template operator()<ClusterShape<1, 128>>()
+         : heads == 2 ? f.template operator()<ClusterShape<2, 128>>()
+                      : f.template operator()<ClusterShape<4, 128>>();
+}
+
+template <typename S>
+int64_t shared_bytes(const LolaView& view) {
+  return reinterpret_cast<int64_t>(ClusterMemory<S>(nullptr, view).end);
+}
+
+}  // namespace
+
+bool answers_in_cluster(const CudaDevice& device, const LolaView& view, const PieceSpan& pieces) {
+  return kHasWide && device.has_wgmma() && pieces.count == 1 && view.type == PairType::kF16 &&
+         (view.head_dim == 64 || view.head_dim == 128) &&
+         with_shape(view, [&]<typename S>() { return shared_bytes<S>(view) <= kMostShared; });
+}
+
+void lola_attend_cluster(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
+                         const AttentionRows& rows, const RopeRows& rope, const ProductCopy& copy) {
+  with_shape(view, [&]<typename S>() {
+    cuda_check(
+        cudaFuncSetAttribute(cluster_kernel<S>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "cluster of a kernel");
+    const int64_t units = view.kv_heads * ceil_div(view.group, S::kHeads);
+    launch_cluster(stream, cluster_kernel<S>, grid_of(S::kBlocks, units, pieces.count),
+                   kClusterThreads, shared_bytes<S>(view), S::kBlocks, view, pieces.data, rows,
+                   rope, copy);
+  });
+}
+
+}  // namespace lola
