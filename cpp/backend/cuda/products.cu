@@ -165,8 +165,18 @@ void Products::multiply_stored(const Stream& stream, std::span<const DeviceJob> 
                                const float* x, int64_t tokens, int64_t cols) {
   const HalfRows halves{latest_.copy.halves, static_cast<int>(tokens), latest_.copy.stride};
   if (goes_wide(tokens)) {
+    const int multiprocessors = device_.multiprocessors();
+    const WidestSizes sizes = widest_sizes(multiprocessors);
+    const bool widest = latest_.copy.tile_bits == kWidestBits;
+    const WidestScratch scratch{widest ? get<float4>(wide_partials_, sizes.partials) : nullptr,
+                                widest ? get<unsigned>(wide_counters_, sizes.counters) : nullptr};
     for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
-      gemm_wide(stream, some_jobs(jobs, begin), halves, device_.multiprocessors());
+      const DeviceJobs together = some_jobs(jobs, begin);
+      if (widest) {
+        gemm_widest(stream, together, halves, multiprocessors, scratch);
+      } else {
+        gemm_wide(stream, together, halves);
+      }
     }
     return;
   }

@@ -95,6 +95,8 @@ class Products {
   cudaEvent_t ahead_begins_ = nullptr, ahead_done_ = nullptr;
   int64_t most_ahead_ = 0;  // bytes
   DeviceScratch gemm_partials_{device_};
+  DeviceScratch wide_partials_{device_};
+  DeviceScratch wide_counters_{device_};
   Activation latest_;
   OpenNorm open_norm_{};
   DeviceJobs waiting_{};  // products of one row that wait for what follows them
