@@ -27,19 +27,22 @@ constexpr int kSharedBytes = kStages * kStepBytes + kAlignment;
 constexpr int kSums = kTokens / 2;  // of a lane
 constexpr int kLeastSteps = 4;      // of a cluster
 
-// How the steps of all tiles are cut: cluster c works on those from begin(c) to begin(c + 1).
+// How the steps of all tiles are cut among clusters.
 struct Cut {
   int steps;  // of a tile
   int64_t all;
   int clusters;
-
-  __device__ int begin(int cluster) const { return static_cast<int>(all * cluster / clusters); }
-  __device__ int cluster_of(int step) const {
-    return static_cast<int>(((step + 1) * int64_t{clusters} - 1) / all);
-  }
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// A cluster works on the steps from its first to the first of the next.
+__device__ inline int first_step(const Cut& cut, int cluster) {
+  return static_cast<int>(cut.all * cluster / cut.clusters);
+}
+__device__ inline int cluster_of(const Cut& cut, int step) {
+  return static_cast<int>(((step + 1) * int64_t{cut.clusters} - 1) / cut.all);
+}
 
 using Ring = ClusterRing<kStepBytes, kStages, kBlocks, kWarps>;
 
@@ -57,14 +60,15 @@ struct TilePlace {
   }
 };
 
-// The sums of a lane over all blocks that share its tile; false in all but the last of them. The
-// blocks before `begin`'s end where the tile goes on: what they found is their second part.
+// The sums of a lane over all blocks that share its tile; false in all but the last of them. A
+// block has room for two parts: of the tile that it begins in and, second, of the one that it ends
+// in.
 __device__ inline bool join_parts(float* sums, const Cut& cut, int tile_begin, int parts,
                                   const WidestScratch& scratch) {
   constexpr int kVectors = kSums / 4, kAtOnce = 16;
-  const int first = cut.cluster_of(tile_begin);
+  const int first = cluster_of(cut, tile_begin);
   const auto place = [&](int part) {
-    const int second = part == 0 && cut.begin(first) < tile_begin ? 1 : 0;
+    const int second = part == 0 && first_step(cut, first) < tile_begin ? 1 : 0;
     return ((first + part) * kBlocks + static_cast<int>(blockIdx.x) % kBlocks) * 2 + second;
   };
   const auto part_of = [&](int part) {
@@ -156,7 +160,7 @@ struct WideTile {
   __device__ void finish_all(float* sums) const {
     const TilePlace tile = place();
     const int begin = tile.whole * cut.steps;
-    const int parts = cut.cluster_of(begin + cut.steps - 1) - cut.cluster_of(begin) + 1;
+    const int parts = cluster_of(cut, begin + cut.steps - 1) - cluster_of(cut, begin) + 1;
     if (parts > 1 && !join_parts(sums, cut, begin, parts, scratch)) return;
     const DeviceJob& job = jobs.job[tile.index];
     const int first_token = tile.whole % token_tiles() * kTokens;
@@ -253,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       unaligned +
       (kAlignment - 1 - (__cvta_generic_to_shared(unaligned) + kAlignment - 1) % kAlignment);
   const int cluster = blockIdx.x / kBlocks;
-  const int begin = cut.begin(cluster), end = cut.begin(cluster + 1);
+  const int begin = first_step(cut, cluster), end = first_step(cut, cluster + 1);
   const int around = (x.tokens + kTokens - 1) / kTokens * cut.steps;
   const Ring ring{shared, full, free, &fetched};
   ring.begin({reinterpret_cast<const uint8_t*>(x.data), around, begin % around, end - begin, 0});
