@@ -99,6 +99,27 @@ void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int 
                  std::forward<Arguments>(arguments)...);
 }
 
+// Clusters of so many blocks that run at a time; 0 where none does.
+template <typename Kernel>
+int most_clusters(Kernel* kernel, int threads, int64_t shared_bytes, int cluster) {
+  const void* of = reinterpret_cast<const void*>(kernel);
+  cuda_check(cudaFuncSetAttribute(of, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes)),
+             "shared memory of a kernel");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  cuda_check(cudaOccupancyMaxActiveClusters(&clusters, of, &config), "clusters of a kernel");
+  return clusters;
+}
+
 inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }

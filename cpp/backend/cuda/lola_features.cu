@@ -5,10 +5,16 @@
 namespace lola {
 namespace {
 
-constexpr int kMapVectors = 32;           // rows of W in shared memory at a time
-constexpr int64_t kMostBytes = 96 << 10;  // of shared memory that small GPUs have
+constexpr int kMapVectors = 32;            // rows of W in shared memory at a time
+constexpr int kMapLanes = 8;               // threads of a row
+constexpr int kMapTiles = 4;               // warps that share 16 rows, each a part of the vectors
+constexpr int kEachRows = 32 / kMapLanes;  // rows of a warp where it does not multiply
+constexpr int64_t kMostBytes = 96 << 10;   // of shared memory that small GPUs have
 
-// Shared memory of a block for kRows rows, two lanes each when they are activated.
+template <int kRows>
+constexpr int kMapThreads = kMapLanes* kRows;
+
+// Shared memory of a block for kRows rows.
 template <int kRows>
 struct MapMemory {
   float* rows;  // [kRows, stride]
@@ -17,7 +23,7 @@ struct MapMemory {
   int stride, phi_stride;
 
   static __host__ __device__ int phi_stride_of(int features) {
-    return features + (34 - features % 32) % 32;
+    return features + (32 + kMapLanes - features % 32) % 32;
   }
   __device__ MapMemory(float* shared, int head_dim, int features)
       : rows(shared),
@@ -31,36 +37,45 @@ struct MapMemory {
   }
 };
 
-// m.phi = phi of m.rows, which are on their way, under one head's W [map_size, head_dim].
+// Rows of W [map_size, head_dim], from `begin` on, on their way to m.w.
+template <int kRows>
+__device__ inline void stage_map(const MapMemory<kRows>& m, const FeatureMap& map, const float* w,
+                                 int begin, int head_dim) {
+  const int count = min(kMapVectors, static_cast<int>(map.map_size) - begin);
+  stage_rows<PairType::kF32, kMapThreads<kRows>, kMapVectors, kMaxHeadDim>(
+      m.w, m.stride, dots_columns(head_dim), head_dim, count,
+      [&](int j) { return reinterpret_cast<const uint8_t*>(w + (begin + j) * head_dim); });
+}
+
+// m.phi = phi of m.rows under one head's W; they and its first rows are on their way.
 template <int kRows>
 __device__ inline void map_rows(const MapMemory<kRows>& m, const FeatureMap& map, const float* w,
                                 int head_dim) {
   const int f = static_cast<int>(map.map_size), columns = dots_columns(head_dim);
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const int warp = static_cast<int>(threadIdx.x) / 32, warp_row = warp / kMapTiles * kWarpRows;
+  const int own_vectors = warp % kMapTiles * (kMapVectors / kMapTiles);
   const Lane lane;
 #pragma unroll 1
   for (int begin = 0; begin < f; begin += kMapVectors) {
-    const int count = min(kMapVectors, f - begin);
-    stage_rows<PairType::kF32, 2 * kRows, kMapVectors, kMaxHeadDim>(
-        m.w, m.stride, columns, head_dim, count,
-        [&](int j) { return reinterpret_cast<const uint8_t*>(w + (begin + j) * head_dim); });
+    if (begin > 0) stage_map(m, map, w, begin, head_dim);
     end_copies();
     wait_for_copies<0>();
     __syncthreads();
-    float z[kMapVectors / 8][4] = {};
-    add_dots<kMapVectors / 8, false>(lane, m.rows + warp_row * m.stride, m.stride, m.w, m.stride,
-                                     columns, z);
+    float z[kMapVectors / kMapTiles / 8][4] = {};
+    add_dots<kMapVectors / kMapTiles / 8, false>(lane, m.rows + warp_row * m.stride, m.stride,
+                                                 m.w + own_vectors * m.stride, m.stride, columns,
+                                                 z);
 #pragma unroll
-    for (int i = 0; i < kMapVectors / 2; ++i) {
+    for (int i = 0; i < kMapVectors / kMapTiles / 2; ++i) {
       const int row = warp_row + lane.row + i % 4 / 2 * 8;
-      const int j = begin + i / 4 * 8 + lane.quarter * 2 + i % 2;
+      const int j = begin + own_vectors + i / 4 * 8 + lane.quarter * 2 + i % 2;
       if (j >= f) continue;
       m.phi[row * m.phi_stride + j] = z[i / 4][i % 4] + (map.skip ? m.rows[row * m.stride + j] : 0);
     }
     __syncthreads();
   }
-  float* own = m.phi + static_cast<int>(threadIdx.x) / 2 * m.phi_stride;
-  activate<2>(map, f, [&](int j) -> float& { return own[j]; });
+  float* own = m.phi + static_cast<int>(threadIdx.x) / kMapLanes * m.phi_stride;
+  activate<kMapLanes>(map, f, [&](int j) -> float& { return own[j]; });
   __syncthreads();
 }
 
@@ -79,7 +94,7 @@ __device__ inline void store_features(const MapMemory<kRows>& m, int features, i
 
 // A block per kRows queries of one head.
 template <int kRows>
-__global__ void __launch_bounds__(2 * kRows)
+__global__ void __launch_bounds__(kMapThreads<kRows>)
     map_queries_kernel(const __grid_constant__ LolaView view, const DevicePiece* tasks,
                        const __grid_constant__ AttentionRows rows,
                        const __grid_constant__ RunScratch scratch) {
@@ -91,11 +106,13 @@ __global__ void __launch_bounds__(2 * kRows)
   const int count = min(kRows, task.tokens - first);
   const int64_t row = task.row + first;
   const MapMemory<kRows> m(shared, d, view.features);
-  stage_rows<PairType::kF32, 2 * kRows, kRows, kMaxHeadDim>(
+  const float* w = view.query_map + static_cast<int64_t>(head) * view.map.map_size * d;
+  stage_map(m, view.map, w, 0, d);
+  stage_rows<PairType::kF32, kMapThreads<kRows>, kRows, kMaxHeadDim>(
       m.rows, m.stride, dots_columns(d), d, count, [&](int r) {
         return reinterpret_cast<const uint8_t*>(rows.q + ((row + r) * view.heads + head) * d);
       });
-  map_rows(m, view.map, view.query_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
+  map_rows(m, view.map, w, d);
   store_features(
       m, view.features, count,
       scratch.query_features + (head * scratch.tokens + row) * feature_stride(view.features));
@@ -103,7 +120,7 @@ __global__ void __launch_bounds__(2 * kRows)
 
 // A block per kRows eligible pairs of one head.
 template <PairType type, int kRows>
-__global__ void __launch_bounds__(2 * kRows)
+__global__ void __launch_bounds__(kMapThreads<kRows>)
     map_keys_kernel(const __grid_constant__ LolaView view, const DeviceChain* chains,
                     const __grid_constant__ RunScratch scratch) {
   extern __shared__ __align__(16) float shared[];
@@ -114,11 +131,13 @@ __global__ void __launch_bounds__(2 * kRows)
   const int count = min(kRows, chain.pairs - first);
   const Owner owner(view, view.owner_of(head));
   const MapMemory<kRows> m(shared, d, view.features);
-  stage_rows<type, 2 * kRows, kRows, kMaxHeadDim>(
+  const float* w = view.key_map + static_cast<int64_t>(head) * view.map.map_size * d;
+  stage_map(m, view.map, w, 0, d);
+  stage_rows<type, kMapThreads<kRows>, kRows, kMaxHeadDim>(
       m.rows, m.stride, dots_columns(d), d, count, [&](int r) {
         return numbered_row(view, scratch, chain.memory, chain.numbers, owner, first + r, false);
       });
-  map_rows(m, view.map, view.key_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
+  map_rows(m, view.map, w, d);
   const int64_t to = head * scratch.rows + chain.feature_row + first;
   store_features(m, view.features, count,
                  scratch.key_features + to * feature_stride(view.features));
@@ -156,17 +175,17 @@ struct SinglePieces {
 template <int kRows, typename Value>
 __device__ inline void fill_rows(const MapMemory<kRows>& m, int count, int head_dim,
                                  const Value& value) {
-  const int first = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const int first = static_cast<int>(threadIdx.x) / 32 * kEachRows;
   __syncthreads();
-#pragma unroll 1
+#pragma unroll 4
   for (int c = threadIdx.x % 32; c < dots_columns(head_dim); c += 32) {
-    float held[kWarpRows];
+    float held[kEachRows];
 #pragma unroll
-    for (int n = 0; n < kWarpRows; ++n) {
+    for (int n = 0; n < kEachRows; ++n) {
       held[n] = value(min(first + n, count - 1), min(c, head_dim - 1));
     }
 #pragma unroll
-    for (int n = 0; n < kWarpRows; ++n) {
+    for (int n = 0; n < kEachRows; ++n) {
       const bool real = first + n < count && c < head_dim;
       m.rows[(first + n) * m.stride + c] = real ? held[n] : 0.0f;
     }
@@ -176,7 +195,7 @@ __device__ inline void fill_rows(const MapMemory<kRows>& m, int count, int head_
 
 // A block per kRows pieces of one query head or of one kv head.
 template <PairType type, int kRows>
-__global__ void __launch_bounds__(2 * kRows)
+__global__ void __launch_bounds__(kMapThreads<kRows>)
     prepare_many_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces, int all,
                         const __grid_constant__ AttentionRows rows,
                         const __grid_constant__ RopeRows rope, float* features) {
@@ -185,9 +204,11 @@ __global__ void __launch_bounds__(2 * kRows)
   const int first = blockIdx.x * kRows, d = view.head_dim;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const MapMemory<kRows> m(shared, d, view.features);
+  const int head = blockIdx.y, kv_head = head - view.heads;
+  const float* w = view.query_map + static_cast<int64_t>(head) * view.map.map_size * d;
+  if (kv_head < 0) stage_map(m, view.map, w, 0, d);
   own.load(view, pieces + first, all - first);
   wait_for_previous_kernel();
-  const int head = blockIdx.y, kv_head = head - view.heads;
   if (kv_head >= 0) {
     const auto enter = [&](const float* in, int64_t offset, bool rotates) {
       fill_rows(m, own.count, d, [&](int r, int c) {
@@ -208,7 +229,7 @@ __global__ void __launch_bounds__(2 * kRows)
   for (int r = warp; r < own.count; r += warps) {
     for (int c = lane; c < d; c += 32) query(r)[c] = m.rows[r * m.stride + c];
   }
-  map_rows(m, view.map, view.query_map + static_cast<int64_t>(head) * view.map.map_size * d, d);
+  map_rows(m, view.map, w, d);
   for (int r = warp; r < own.count; r += warps) {
     float* to = features + (int64_t{first + r} * view.heads + head) * view.features;
     for (int j = lane; j < view.features; j += 32) to[j] = m.phi[r * m.phi_stride + j];
@@ -218,8 +239,9 @@ __global__ void __launch_bounds__(2 * kRows)
 // Calls f.template operator()<kRows>() for as many rows as fit.
 template <typename F>
 void with_rows(const LolaView& view, const F& f) {
-  if (MapMemory<64>::bytes(view.head_dim, view.features) <= kMostBytes) {
-    return f.template operator()<64>();
+  constexpr int kMostRows = 32;  // more fill a GPU worse
+  if (MapMemory<kMostRows>::bytes(view.head_dim, view.features) <= kMostBytes) {
+    return f.template operator()<kMostRows>();
   }
   f.template operator()<kWarpRows>();
 }
@@ -230,7 +252,7 @@ void map_queries(const Stream& stream, const LolaView& view, const PieceSpan& ta
                  const AttentionRows& rows, const RunScratch& scratch) {
   with_rows(view, [&]<int kRows>() {
     launch(stream, map_queries_kernel<kRows>,
-           grid_of(ceil_div(tasks.most_tokens, kRows), view.heads, tasks.count), 2 * kRows,
+           grid_of(ceil_div(tasks.most_tokens, kRows), view.heads, tasks.count), kMapThreads<kRows>,
            MapMemory<kRows>::bytes(view.head_dim, view.features), view, tasks.data, rows, scratch);
   });
 }
@@ -240,7 +262,7 @@ void prepare_many(const Stream& stream, const LolaView& view, const PieceSpan& p
   with_rows(view, [&]<int kRows>() {
     with_pair_type(view.type, [&]<PairType type>() {
       launch(stream, prepare_many_kernel<type, kRows>,
-             grid_of(ceil_div(pieces.count, kRows), view.heads + view.kv_heads), 2 * kRows,
+             grid_of(ceil_div(pieces.count, kRows), view.heads + view.kv_heads), kMapThreads<kRows>,
              MapMemory<kRows>::bytes(view.head_dim, view.features), view, pieces.data, pieces.count,
              rows, rope, features);
     });
@@ -252,7 +274,7 @@ void map_keys(const Stream& stream, const LolaView& view, const ChainSpan& chain
   with_rows(view, [&]<int kRows>() {
     with_pair_type(view.type, [&]<PairType type>() {
       launch(stream, map_keys_kernel<type, kRows>,
-             grid_of(ceil_div(most_pairs, kRows), view.heads, chains.count), 2 * kRows,
+             grid_of(ceil_div(most_pairs, kRows), view.heads, chains.count), kMapThreads<kRows>,
              MapMemory<kRows>::bytes(view.head_dim, view.features), view, chains.data, scratch);
     });
   });
