@@ -18,19 +18,8 @@ struct Barrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)),
                  "r"(arrivals));
   }
-  __device__ void arrive() const {
+  __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
-  }
-  // At the barrier of this place in a block of the cluster.
-  __device__ void arrive_in(int block) const {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(block)
-        : "memory");
   }
   // Arrives; the phase ends once `bytes` of copies are there too.
   __device__ void expect(int bytes) {
@@ -68,30 +57,6 @@ __device__ inline void bulk_copy(void* to, const void* from, int bytes, Barrier&
       "[%3];" ::"r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(&barrier))
       : "memory");
-}
-
-// The same to this place in every block of the cluster that stands in `blocks`, bit by bit, each
-// of which learns of it by its own barrier.
-__device__ inline void bulk_copy_to_all(void* to, const void* from, int bytes, Barrier& barrier,
-                                        unsigned blocks) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(&barrier)), "h"(static_cast<uint16_t>(blocks))
-      : "memory");
-}
-
-__device__ inline int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ inline void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
 }
 
 }  // namespace lola

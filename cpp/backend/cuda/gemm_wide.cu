@@ -1,4 +1,4 @@
-// Products with 9 to 128 tokens on GPUs of compute capability 9.0: a block multiplies 256
+// Products with 9 to some hundred tokens on GPUs of compute capability 9.0: a block multiplies 256
 // rows; a warp decodes 16 of them into registers, from where warpgroup products take them. The
 // columns are split among the blocks of a cluster, which add their sums up through shared memory.
 #include <cooperative_groups.h>
@@ -8,7 +8,6 @@
 
 #include "backend/cuda/bulk_copy.cuh"
 #include "backend/cuda/matmul.cuh"
-#include "backend/cuda/slab_reader.cuh"
 #include "backend/cuda/wgmma.cuh"
 
 namespace lola {
@@ -65,6 +64,58 @@ struct TokenRing {
   }
   __device__ void let_go(int step) const {
     if (threadIdx.x % 32 == 0) free[step % kAll].arrive();
+  }
+};
+
+// What a lane reads of a row tile, step by step: load_piece(here, 0, 0, 0) and (here, 0, 0, 32).
+template <Encoding e>
+struct SlabReader {
+  DeviceMatrix here;
+
+  static constexpr bool kByRows = e == Encoding::kF16;
+  static constexpr int kPlaces = static_cast<int>(kSlabPlaces);
+  static constexpr int kCodeVectors = code_vectors(e);
+  static constexpr int kHighBytes = high_words(e) * 4;  // of a piece
+  static constexpr int kScaleBytes = e == Encoding::kInteger ? 16 : e == Encoding::kF16 ? 0 : 2;
+
+  __device__ SlabReader(const DeviceMatrix& matrix, int tile, int step) : here(matrix) {
+    const int lane = threadIdx.x % 32;
+    const int64_t slab = static_cast<int64_t>(tile) * matrix.steps + step;
+    const int64_t row = static_cast<int64_t>(tile) * kSlabRows + lane / 4;
+    here.codes += kByRows ? (row * matrix.steps + step) * kHalfChunks + lane % 4
+                          : slab * kPlaces * kCodeVectors + lane;
+    here.high += (slab * kPlaces + lane) * kHighBytes;
+    here.scales += (slab * kPlaces + lane) * kScaleBytes;
+    here.supers += (static_cast<int64_t>(tile) * matrix.blocks + step / 2) * kSlabRows + lane / 4;
+  }
+  // To the step after `step`, or nowhere.
+  __device__ void go_on(int step, bool moves) {
+    const int slabs = moves ? 1 : 0;
+    here.codes += slabs * (kByRows ? static_cast<int>(kHalfChunks) : kPlaces * kCodeVectors);
+    here.high += slabs * kPlaces * kHighBytes;
+    here.scales += slabs * kPlaces * kScaleBytes;
+    here.supers += (slabs & step) * static_cast<int>(kSlabRows);
+  }
+  // `count` slabs, from `ahead` after this one on, to the second-level cache.
+  __device__ void prefetch(int ahead, int count) const {
+    const int lane = threadIdx.x % 32;
+    if (count <= 0) return;
+    const auto bring = [count](const void* at, int64_t first, int bytes) {
+      if (bytes == 0) return;
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(
+                       static_cast<const uint8_t*>(at) + first * bytes),
+                   "r"(count * bytes));
+    };
+    if constexpr (kByRows) {
+      constexpr int kBytes = static_cast<int>(kHalfChunks) * 16;
+      if (lane % 4 != 0) return;
+      bring(here.codes, ahead, kBytes);
+      bring(here.codes, int64_t{8} * here.steps + ahead, kBytes);
+    } else if (lane == 0) {
+      bring(here.codes, ahead, kPlaces * kCodeVectors * 16);
+      bring(here.high, ahead, kPlaces * kHighBytes);
+      bring(here.scales, ahead, kPlaces * kScaleBytes);
+    }
   }
 };
 
@@ -177,7 +228,7 @@ __device__ inline void join_splits(const float* sums, float* own, const Put& put
 }
 #endif
 
-// Grid: splits, row tiles of all jobs; the blocks of a tile are a cluster.
+// Grid: splits, row tiles of all jobs, token tiles; the blocks of a split are a cluster.
 template <int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
     wide_kernel(const __grid_constant__ DeviceJobs jobs, const __grid_constant__ HalfRows x) {
@@ -197,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int splits = gridDim.x, all_steps = job.matrix.steps;
   const int begin = all_steps * blockIdx.x / splits;
   const int steps = all_steps * (blockIdx.x + 1) / splits - begin;
-  const __half* from = x.data + int64_t{begin} * kTokens * kStepColumns;
+  const __half* from = x.data + (int64_t{blockIdx.z} * all_steps + begin) * kTokens * kStepColumns;
   const TokenRing<kTokens> ring{shared, full, free, from, steps};
   ring.begin();
   const int last_tile = (job.matrix.rows - 1) / static_cast<int>(kSlabRows);
@@ -205,8 +256,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   float sums[kTokens / 2] = {};
   with_encoding(job.matrix.encoding, WideTile<kTokens>{job.matrix, ring, own_tile, begin, sums});
   const auto put = [&](int token, int row, float sum) {
-    const int out_row = tile * kBlockRows + row;
-    if (token < x.tokens && out_row < job.matrix.rows) finish(job, token, out_row, sum);
+    const int out_token = blockIdx.z * kTokens + token, out_row = tile * kBlockRows + row;
+    if (out_token < x.tokens && out_row < job.matrix.rows) finish(job, out_token, out_row, sum);
   };
   if (splits == 1) return for_sums<kTokens>(sums, put);
   __syncthreads();
@@ -248,8 +299,9 @@ template <int kTokens>
 void launch_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
   int64_t tiles = 0;
   for (int i = 0; i < jobs.count; ++i) tiles += ceil_div(jobs.job[i].matrix.rows, kBlockRows);
-  const int splits = splits_of<kTokens>(tiles, jobs.job[0].matrix.steps);
-  launch_cluster(stream, wide_kernel<kTokens>, grid_of(splits, tiles), kThreads,
+  const int64_t token_tiles = ceil_div(x.tokens, kTokens);
+  const int splits = splits_of<kTokens>(tiles * token_tiles, jobs.job[0].matrix.steps);
+  launch_cluster(stream, wide_kernel<kTokens>, grid_of(splits, tiles, token_tiles), kThreads,
                  shared_bytes<kTokens>(), splits, jobs, x);
 }
 

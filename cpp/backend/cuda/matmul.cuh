@@ -94,23 +94,8 @@ constexpr bool kHasWide = true;
 constexpr bool kHasWide = false;
 #endif
 void gemm_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x);
-// Its tiles have 2^wide_tile_bits() tokens, those of gemm_widest() all that do not fit one.
-constexpr int kWidestBits = 8;
-constexpr int wide_tile_bits(int64_t tokens) {
-  return tokens <= 32 ? 5 : tokens <= 64 ? 6 : tokens <= 128 ? 7 : kWidestBits;
-}
-
-// The same for more tokens.
-struct WidestScratch {
-  float4* partials;    // sums of blocks that share a tile
-  unsigned* counters;  // zero between kernels
-};
-struct WidestSizes {
-  int64_t partials, counters;
-};
-WidestSizes widest_sizes(int multiprocessors);
-void gemm_widest(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x,
-                 int multiprocessors, const WidestScratch& scratch);
+// Its tiles have 2^wide_tile_bits() tokens.
+constexpr int wide_tile_bits(int64_t tokens) { return tokens <= 32 ? 5 : tokens <= 64 ? 6 : 7; }
 
 // F32 weights [rows, cols] as they are in the file, any number of tokens; x [tokens, cols].
 void gemm_f32(const Stream& stream, const float* weight, const float* x, int64_t tokens,

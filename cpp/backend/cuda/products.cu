@@ -203,17 +203,8 @@ void Products::multiply_stored(const Stream& stream, std::span<const DeviceJob> 
   }
   for (size_t begin = 0; begin < jobs.size(); begin += kMaxJobs) {
     const DeviceJobs together = some_jobs(jobs, begin);
-    tokens > kGemvTokens ? multiply_wide(stream, together, halves) : gemv(stream, together, halves);
+    tokens > kGemvTokens ? gemm_wide(stream, together, halves) : gemv(stream, together, halves);
   }
-}
-
-void Products::multiply_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x) {
-  if (latest_.copy.tile_bits < kWidestBits) return gemm_wide(stream, jobs, x);
-  const int multiprocessors = device_.multiprocessors();
-  const WidestSizes sizes = widest_sizes(multiprocessors);
-  gemm_widest(
-      stream, jobs, x, multiprocessors,
-      {get<float4>(wide_partials_, sizes.partials), get<unsigned>(wide_counters_, sizes.counters)});
 }
 
 // Products that a norm or a gate may follow wait for it.

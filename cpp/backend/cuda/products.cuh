@@ -74,7 +74,6 @@ class Products {
   void materialize(const Stream& stream);
   void copy(const Stream& stream, const float* x, int64_t tokens, int64_t cols);
   void multiply_stored(const Stream& stream, std::span<const DeviceJob> jobs, int64_t tokens);
-  void multiply_wide(const Stream& stream, const DeviceJobs& jobs, const HalfRows& x);
   void multiply_one(const Stream& stream, std::span<const DeviceJob> jobs);
   void multiply_many(const Stream& stream, const DeviceJob& job, const HalfRows& x);
   void run_one(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
@@ -98,8 +97,6 @@ class Products {
   cudaEvent_t ahead_begins_ = nullptr, ahead_done_ = nullptr;
   int64_t most_ahead_ = 0;  // bytes
   DeviceScratch gemm_partials_{device_};
-  DeviceScratch wide_partials_{device_};
-  DeviceScratch wide_counters_{device_};
   // Whether cuBLAS multiplied last, and F16 weights: it is likely to do so next.
   bool reads_rows_ = false;
   Activation latest_;
