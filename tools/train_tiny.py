@@ -80,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--polish-seconds", type=float, default=250)
+    parser.add_argument("--polish-seconds", type=float, default=110)
     parser.add_argument("--start", type=Path, help="a trained teacher's folder, to polish in place of an own one")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
