@@ -85,20 +85,28 @@ int64_t shared_bytes(const LolaView& view) {
   return reinterpret_cast<int64_t>(ClusterMemory<S>(nullptr, view).end);
 }
 
+// Clusters of more than eight blocks run where a part of the GPU has the multiprocessors for one.
+template <typename S>
+bool runs(const LolaView& view) {
+  const int64_t bytes = shared_bytes<S>(view);
+  if (bytes > kMostShared) return false;
+  cuda_check(
+      cudaFuncSetAttribute(cluster_kernel<S>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+      "cluster of a kernel");
+  return most_clusters(cluster_kernel<S>, kClusterThreads, bytes, S::kBlocks) > 0;
+}
+
 }  // namespace
 
 bool answers_in_cluster(const CudaDevice& device, const LolaView& view, const PieceSpan& pieces) {
   return kHasWide && device.has_wgmma() && pieces.count == 1 && view.type == PairType::kF16 &&
          (view.head_dim == 64 || view.head_dim == 128) &&
-         with_shape(view, [&]<typename S>() { return shared_bytes<S>(view) <= kMostShared; });
+         with_shape(view, [&]<typename S>() { return runs<S>(view); });
 }
 
 void lola_attend_cluster(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                          const AttentionRows& rows, const RopeRows& rope, const ProductCopy& copy) {
   with_shape(view, [&]<typename S>() {
-    cuda_check(
-        cudaFuncSetAttribute(cluster_kernel<S>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-        "cluster of a kernel");
     const int64_t units = view.kv_heads * ceil_div(view.group, S::kHeads);
     launch_cluster(stream, cluster_kernel<S>, grid_of(S::kBlocks, units, pieces.count),
                    kClusterThreads, shared_bytes<S>(view), S::kBlocks, view, pieces.data, rows,

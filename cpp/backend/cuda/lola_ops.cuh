@@ -65,8 +65,8 @@ void lola_attend_one(const Stream& stream, const LolaView& view, const PieceSpan
                      const AttentionRows& rows, const ProductCopy& copy, int multiprocessors,
                      const OneScratch& scratch);
 
-// All of it in one kernel, where few sessions are there to fill the GPU and what a query reads fits
-// the shared memory of some blocks.
+// All of it in one kernel, where one session is there to fill the GPU and what its query reads fits
+// the shared memory of some blocks. To be asked before.
 bool answers_in_cluster(const CudaDevice& device, const LolaView& view, const PieceSpan& pieces);
 void lola_attend_cluster(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                          const AttentionRows& rows, const RopeRows& rope, const ProductCopy& copy);
