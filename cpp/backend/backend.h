@@ -115,7 +115,8 @@ class Executor {
   // Row i of logits [kept tasks, vocabulary] to the i-th task of the pass that keeps its logits.
   virtual void keep_logits(const float* logits, int64_t vocabulary) = 0;
   // Of the rows of the latest keep_logits(), once they are there; until the next pass. Empty where
-  // the backend leaves the choice to the sampler.
+  // the backend leaves the choice to the sampler. Another thread may upload, download and copy
+  // meanwhile.
   virtual std::span<const TopLogits> top_logits() = 0;
 };
 
@@ -132,6 +133,8 @@ class Backend {
 
   // The most tokens that a pass should take.
   virtual int64_t pass_tokens() const = 0;
+  // Whether operations may return before they are done, so that the host can do something else.
+  virtual bool runs_behind() const { return false; }
 
   // UnsupportedError where it cannot run such layers.
   virtual void check(const AttentionShape& shape) const = 0;

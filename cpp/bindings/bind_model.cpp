@@ -185,6 +185,31 @@ void advance_sessions(const std::vector<std::pair<Session*, Tokens>>& items,
   advance_batch(advances, progress);
 }
 
+// One token each. Ctrl-C waits for wait_for().
+void submit_tokens(const std::vector<std::pair<Session*, int32_t>>& items) {
+  std::vector<Advance> advances;
+  for (const auto& [session, token] : items) advances.push_back({session, {&token, 1}});
+  py::gil_scoped_release release;
+  advance_batch(advances, {}, Return::kEarly);
+}
+
+// For a pass that was submitted; nothing is lost where Ctrl-C ends it.
+void wait_for(const Session& session) {
+  if (session.is_over()) return session.wait();
+  {
+    py::gil_scoped_release release;
+    session.wait();
+  }
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+void wait_for_sessions(const std::vector<const Session*>& sessions) {
+  for (const Session* session : sessions) {
+    const auto lock = session->use();
+    wait_for(*session);
+  }
+}
+
 py::array_t<float> score_tokens(Session& session, const Tokens& ids, const py::object& callback) {
   const std::vector<int32_t> tokens = to_vector(ids);
   py::array_t<float> logprobs(static_cast<py::ssize_t>(tokens.size()));
@@ -241,10 +266,12 @@ void save_session(const Session& session, const std::string& path, const std::st
   StateFile::save(session, path, {reinterpret_cast<const uint8_t*>(extra.data()), extra.size()});
 }
 
-// Keeps the GIL: the call is short, and it keeps two threads out of one sampler.
+// Keeps the GIL once the pass is over: the rest is short, and it keeps two threads out of one
+// sampler.
 SampledToken sample_token(Session& session, Sampler& sampler, int64_t top_logprobs,
                           const std::optional<Logits>& adjusted) {
   const auto lock = session.use();
+  wait_for(session);
   session.want_best(adjusted ? 1 : std::max(sampler.candidates(), top_logprobs));
   if (!adjusted) {
     if (auto token = sampler.sample(session.top_logits(), top_logprobs)) return *token;
@@ -289,6 +316,7 @@ void bind_session(py::module_& module) {
       .def_property_readonly("attention_seconds", &Session::attention_seconds)
       .def_property_readonly("memory_bytes", &Session::memory_bytes)
       .def_property_readonly("config", [](const Session& s) { return config_dict(s.config()); })
+      .def_property_readonly("has_logits", &Session::has_logits)
       .def_property_readonly("logits", &logits_array)
       .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
       .def("spill", &Session::spill, py::call_guard<py::gil_scoped_release>())
@@ -311,6 +339,7 @@ void bind_model(py::module_& module) {
            py::arg("threads"), py::arg("gpu_layers") = py::none(), py::arg("progress") = py::none())
       .def_property_readonly("info", &model_info)
       .def_property_readonly("free_bytes", &free_bytes)
+      .def_property_readonly("runs_behind", &Model::runs_behind)
       .def_property_readonly(
           "file", [](const Model& m) { return std::const_pointer_cast<GgufFile>(m.file()); })
       .def_property_readonly(
@@ -328,6 +357,8 @@ void bind_model(py::module_& module) {
       .def("load_session", &load_session, py::arg("path"));
   bind_session(module);
   module.def("advance", &advance_sessions, py::arg("items"), py::arg("progress"));
+  module.def("submit", &submit_tokens, py::arg("items"));
+  module.def("wait", &wait_for_sessions, py::arg("sessions"));
 }
 
 }  // namespace lola

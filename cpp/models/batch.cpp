@@ -58,7 +58,7 @@ void check_tokens(const Session& session, std::span<const int32_t> tokens) {
   }
 }
 
-void advance_batch(std::span<const Advance> advances, const Progress& progress) {
+void advance_batch(std::span<const Advance> advances, const Progress& progress, Return when) {
   if (advances.empty()) return;
   const Model& model = *advances.front().session->model();
   std::set<const Session*> seen;
@@ -77,10 +77,12 @@ void advance_batch(std::span<const Advance> advances, const Progress& progress) 
   std::vector<size_t> done(advances.size(), 0);
   int64_t total = 0;
   const int64_t pass_tokens = model.stages().pass_tokens();
-  for (auto segments = next_pass(advances, pass_tokens, done); !segments.empty();
-       segments = next_pass(advances, pass_tokens, done)) {
-    Pass(model, *workspaces, segments).run();
+  auto segments = next_pass(advances, pass_tokens, done);
+  while (!segments.empty()) {
+    const auto found = Pass(model, *workspaces, segments).run();
     for (const Segment& segment : segments) total += static_cast<int64_t>(segment.tokens.size());
+    segments = next_pass(advances, pass_tokens, done);
+    if (when == Return::kWhenOver || !segments.empty()) found->check();
     if (progress) progress(total);
   }
 }

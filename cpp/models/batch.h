@@ -26,8 +26,14 @@ using Progress = std::function<void(int64_t done)>;
 // UsageError where the session cannot take these tokens: ids out of range, or a KV cache too small.
 void check_tokens(const Session& session, std::span<const int32_t> tokens);
 
+enum class Return {
+  kWhenOver,
+  kEarly,  // a GPU may still be at the last pass: whatever needs what it computes waits for it
+};
+
 // All sessions are of one model, and none stands twice. Afterwards each holds the logits of its
 // last token.
-void advance_batch(std::span<const Advance> advances, const Progress& progress);
+void advance_batch(std::span<const Advance> advances, const Progress& progress,
+                   Return when = Return::kWhenOver);
 
 }  // namespace lola

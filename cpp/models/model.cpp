@@ -1,5 +1,7 @@
 #include "models/model.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/error.h"
@@ -68,12 +70,18 @@ Model::WorkspacesHandle Model::borrow_workspaces() const {
   std::unique_ptr<Workspaces> workspaces;
   {
     std::lock_guard lock(workspace_mutex_);
-    if (!idle_workspaces_.empty()) {
-      workspaces = std::move(idle_workspaces_.back());
-      idle_workspaces_.pop_back();
+    auto& idle = idle_workspaces_;
+    auto found = std::find_if(idle.rbegin(), idle.rend(),
+                              [](const auto& each) { return !each->back().is_at_work(); });
+    if (found == idle.rend()) found = idle.rbegin();
+    if (found != idle.rend()) {
+      workspaces = std::move(*found);
+      idle.erase(std::next(found).base());
     }
   }
-  if (!workspaces) {
+  if (workspaces) {
+    workspaces->back().wait();
+  } else {
     workspaces = std::make_unique<Workspaces>();
     for (size_t i = 0; i < stages_.size(); ++i) {
       workspaces->emplace_back(*this, *stages_[i].backend);

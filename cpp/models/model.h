@@ -46,7 +46,11 @@ class Model {
   // digits.
   const std::string& fingerprint() const { return fingerprint_; }
 
-  // Activations and scratch of one pass, reused. Returned when the handle goes.
+  // Whether all of a pass runs on devices that work on while the host goes on.
+  bool runs_behind() const { return stages_.run_behind(); }
+
+  // Activations and scratch of one pass, reused; their latest pass is over. Returned when the
+  // handle goes.
   using WorkspacesHandle = std::unique_ptr<Workspaces, std::function<void(Workspaces*)>>;
   WorkspacesHandle borrow_workspaces() const;
 

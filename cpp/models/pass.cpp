@@ -53,7 +53,7 @@ Pass::Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> 
   }
 }
 
-void Pass::run() {
+std::shared_ptr<FoundLogits> Pass::run() {
   for (size_t stage = 0; stage < workspaces_.size(); ++stage) {
     enter(stage);
     std::vector<int64_t> key;
@@ -64,7 +64,7 @@ void Pass::run() {
     }
     executor_->run(key, [this] { run_stage(); });
   }
-  finish();
+  return finish();
 }
 
 void Pass::run_stage() {
@@ -294,8 +294,9 @@ void Pass::give_hidden() {
   }
 }
 
-void Pass::finish() {
-  const std::span<const TopLogits> found = executor_->top_logits();
+std::shared_ptr<FoundLogits> Pass::finish() {
+  const auto found = std::make_shared<FoundLogits>(*executor_);
+  w_->leave(found);
   size_t kept = 0;
   for (const Segment& segment : segments_) {
     Session& session = *segment.session;
@@ -303,11 +304,11 @@ void Pass::finish() {
     if (segment.logprobs != nullptr) continue;
     session.forget_logits();  // those from before are not of the last token any more
     session.has_logits_ = segment.keep_logits;
-    if (!segment.keep_logits || found.empty()) continue;
-    const TopLogits& top = found[kept++];
-    session.logits_total_ = top.total;
-    session.best_.assign(top.best.begin(), top.best.end());
+    if (!segment.keep_logits) continue;
+    session.found_ = found;
+    session.found_row_ = kept++;
   }
+  return found;
 }
 
 }  // namespace lola

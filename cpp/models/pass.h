@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -32,12 +33,14 @@ class Pass {
  public:
   Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> segments);
 
-  void run();
+  // The sessions have seen their tokens then; a GPU may still be at it until what is returned has
+  // been read.
+  std::shared_ptr<FoundLogits> run();
 
  private:
   void enter(size_t stage);
   void run_stage();
-  void finish();
+  std::shared_ptr<FoundLogits> finish();
   void attention(int64_t layer);
   void feed_forward(int64_t layer);
   void keep_logits();

@@ -51,7 +51,7 @@ void Session::set_logits(std::span<const float> logits, Executor& executor) {
 void Session::forget_logits() {
   has_logits_ = false;
   host_logits_.clear();
-  best_.clear();
+  found_.reset();
 }
 
 std::unique_ptr<Session> Session::fork() const {
@@ -61,8 +61,8 @@ std::unique_ptr<Session> Session::fork() const {
   copy->memory_.fork(memory_, position_, *workspaces);
   copy->position_ = position_;
   copy->has_logits_ = has_logits_;
-  copy->logits_total_ = logits_total_;
-  copy->best_ = best_;
+  copy->found_ = found_;
+  copy->found_row_ = found_row_;
   copy->best_wanted_ = best_wanted_;
   if (!has_logits_) return copy;
   Executor& last = workspaces->back().executor();

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "models/found_logits.h"
 #include "models/model.h"
 #include "models/session_layout.h"
 #include "models/session_memory.h"
@@ -25,14 +26,18 @@ class Session {
   // Time that the passes of this session spent in attention, memories included: for benchmarks. On
   // the CPU all of it; a GPU runs behind the host.
   double attention_seconds() const { return attention_seconds_; }
+  bool has_logits() const { return has_logits_; }
   // [vocabulary], empty before the first token and after a prompt that was interrupted.
   std::span<const float> logits() const;
   // What the backend found in these logits; empty where it has not looked. From the next pass on it
   // looks for the `count` best at least.
-  TopLogits top_logits() const {
-    return {model_->hyperparameters().vocabulary, logits_total_, best_};
-  }
+  TopLogits top_logits() const { return found_ ? found_->row(found_row_) : TopLogits{}; }
   void want_best(int64_t count) { best_wanted_ = count; }
+  // Whether its latest pass is over; and waits for that, or throws what it failed with.
+  bool is_over() const { return !found_ || found_->is_read(); }
+  void wait() const {
+    if (found_) found_->check();
+  }
 
   // A copy that continues on its own.
   std::unique_ptr<Session> fork() const;
@@ -64,8 +69,8 @@ class Session {
   int64_t position_ = 0;
   double attention_seconds_ = 0.0;
   bool has_logits_ = false;
-  double logits_total_ = 0.0;
-  std::vector<Candidate> best_;
+  std::shared_ptr<FoundLogits> found_;  // shared by the sessions of a pass; null without logits
+  size_t found_row_ = 0;
   int64_t best_wanted_ = 1;
   mutable std::vector<float> host_logits_;  // empty until asked for
   mutable std::mutex in_use_;

@@ -106,6 +106,11 @@ std::string Stages::describe() const {
   return text;
 }
 
+bool Stages::run_behind() const {
+  return std::all_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.backend->runs_behind(); });
+}
+
 Stages place_layers(const GgufFile& file, const GgufFile* adapter, const Hyperparameters& h,
                     int64_t device_layers, const std::shared_ptr<Backend>& device,
                     const MakeBackend& host) {

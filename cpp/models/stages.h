@@ -36,6 +36,8 @@ class Stages {
   // The most tokens that a pass should take.
   int64_t pass_tokens() const;
   std::string describe() const;
+  // Whether all backends run behind the host.
+  bool run_behind() const;
 
  private:
   std::vector<Stage> stages_;

@@ -24,6 +24,15 @@ int64_t largest_rank(const Weights& weights) {
 Workspace::Workspace(const Model& model, Backend& backend)
     : model_(model), backend_(backend), executor_(backend.make_executor()) {}
 
+bool Workspace::is_at_work() const {
+  const auto found = found_.lock();
+  return found && !found->is_read();
+}
+
+void Workspace::wait() const {
+  if (const auto found = found_.lock()) found->read();
+}
+
 void Workspace::reserve(int64_t rows, int64_t logit_rows) {
   const Hyperparameters& h = model_.hyperparameters();
   if (rows > rows_) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "models/found_logits.h"
 #include "models/hyperparameters.h"
 
 namespace lola {
@@ -21,6 +22,12 @@ class Workspace {
   void reserve(int64_t rows, int64_t logit_rows);
 
   Executor& executor() { return *executor_; }
+
+  // What its latest pass found, which is read before the next begins.
+  void leave(const std::shared_ptr<FoundLogits>& found) { found_ = found; }
+  bool is_at_work() const;
+  // Waits for that pass, where a session still wants what it finds.
+  void wait() const;
 
   float* x = nullptr;         // [rows, dim] residual stream
   float* normed = nullptr;    // [rows, dim]
@@ -39,6 +46,7 @@ class Workspace {
   const Model& model_;
   Backend& backend_;
   std::unique_ptr<Executor> executor_;
+  std::weak_ptr<FoundLogits> found_;
   Buffer activations_;
   Buffer logits_;
   int64_t rows_ = 0;

@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
 
   // Matrix products are no faster beyond, and a cancellation waits for a sixth of a second.
   int64_t pass_tokens() const override { return 4096; }
+  bool runs_behind() const override { return true; }
 
   void check(const AttentionShape& shape) const override {
     if (shape.head_dim % 8 != 0 || shape.head_dim > kMaxHeadDim) {
