@@ -18,7 +18,7 @@ from lola_cpp._core import GgufFile
 from lola_cpp.convert.copying import copy_keys
 from lola_cpp.convert.output import OutputTensor, write_gguf
 from lola_cpp.eval.tasks import make_prompt
-from lola_cpp.session import advance
+from lola_cpp.passes import advance
 from reference import tiny_gguf
 from reference.device import why_missing
 from reference.tiny_gguf import TinyAdapter, TinyConfig, tiny

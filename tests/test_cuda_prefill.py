@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lola_cpp import Model, Session
 from lola_cpp._core import GgufFile
-from lola_cpp.session import advance
+from lola_cpp.passes import advance
 from reference import tiny_gguf
 from reference.device import why_missing
 from reference.tiny_gguf import TinyAdapter, tiny

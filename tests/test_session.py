@@ -199,7 +199,7 @@ def test_a_fork_in_the_middle_of_a_stream_continues_bit_for_bit(model: Model, sa
     stream = session.generate(random_tokens(40), max_tokens=30, stop_at_end=False, **sampling)
     for _ in range(10):
         next(stream)
-    assert len(session.pending) == 1
+    assert len(session.pending) == (0 if model.runs_behind else 1)
     copy = session.fork()
     assert (copy.position, copy.pending, copy.config) == (session.position, session.pending, session.config)
     wanted = [(token.id, token.logprob) for token in stream]
@@ -228,7 +228,9 @@ def test_a_saved_session_continues_bit_for_bit(model: Model, sampling: dict, pai
     loaded = model.load_session(tmp_path / "state.gguf")
     assert (loaded.position, loaded.pending, loaded.config) == (session.position, session.pending, session.config)
     wanted = [(token.id, token.logprob) for token in stream]
-    assert continued(loaded) == wanted
+    # From all logits; what a GPU had found before it was saved is a sum in another order.
+    (first, logprob), *rest = continued(loaded)
+    assert [(first, pytest.approx(logprob, abs=1e-5)), *rest] == wanted
     np.testing.assert_array_equal(loaded.logits, session.logits)
 
 

@@ -24,7 +24,7 @@ import torch
 
 from lola_cpp import Model, Session
 from lola_cpp._core import GgufFile
-from lola_cpp.session import advance
+from lola_cpp.passes import advance
 
 PASS = 4096  # tokens of a pass, the prompt of the profile
 

@@ -34,7 +34,7 @@ from lola_cpp.distill.run import distill
 from lola_cpp.distill.teacher import finish, project, softmax_attention
 from lola_cpp.eval.calibrate import by_layer, calibrate, losses_by_rule
 from lola_cpp.eval.statistics import wilson
-from lola_cpp.session import advance
+from lola_cpp.passes import advance
 from tiny.teacher import make_optimizers, set_rate
 
 NAMES, THINGS, WORDS = 24, 16, 60

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from . import _core
-from .generation import Generation, Token
-from .session import Progress, Session, advance
+from .generation import Generation, Token, begin_next_steps
+from .passes import Progress, advance
+from .session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,11 +75,14 @@ class Batch:
         return tokens
 
     def advance(self, *, progress: Progress | None = None) -> list[Generation]:
-        """The first half of a step: one pass. Returns those whose next token can be sampled."""
+        """The first half of a step: one pass. Returns those whose next token can be sampled, and perhaps was chosen."""
         self._generations = [g for g in self._generations if not g.finished]
         chosen = self._choose()
         advance([g.session for g in chosen], progress, chunk=self._chunk)
-        return [g for g in chosen if not g.session.pending]
+        ready = [g for g in chosen if not g.session.pending]
+        if not any(len(g.session.pending) > 1 for g in self._generations):  # which would share the next passes
+            begin_next_steps(ready)
+        return ready
 
     def _choose(self) -> list[Generation]:
         """Who takes part in the next step; the others move to the front."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from .chat_template import ChatTemplate, Message
 from .generation import Token
-from .session import Progress, Session
+from .passes import Progress
+from .session import Session
 from .token_stream import TokenStream
 from .tool_calls import ToolCall, ToolCallDelta, ToolCallReader, call_grammar, collect, find_tool
 

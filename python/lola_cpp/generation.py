@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
+from .passes import submit
 from .text_stream import StopMatcher, TextStream
 
 if TYPE_CHECKING:
@@ -72,14 +73,18 @@ class Generation:
         self._text = TextStream(tokenizer, start_of_text=session.position == 0)
         self._stop = StopMatcher([stop] if isinstance(stop, str) else stop)
         self.finished = max_tokens == 0
+        self._plain = not self._processors and not self._criteria and constraint is None  # the sampler alone chooses
+        self._choice: tuple[int, float, list[tuple[int, float]]] | None = None  # that sample() has not told yet
+        self._logits: NDArray[np.float32] | None = None  # of that choice, where somebody but the sampler looks at them
+        self.runs_ahead = self._plain and session.model.runs_behind  # may choose before sample()
+        self.goes_on = True  # nothing but a stop string can make the chosen token the last
 
     def sample(self) -> Token:
-        """The next token; it waits in session.pending until it is appended."""
-        logits = self.session.logits if self._processors or self._criteria or self._constraint is not None else None
-        token_id, logprob, top = self._choose(logits)
-        self.session.pending.append(token_id)
-        if self._left is not None:
-            self._left -= 1
+        """The next token; it waits in session.pending until it is appended, unless begin_next_steps() did that."""
+        self.choose()
+        assert self._choice is not None
+        (token_id, logprob, top), self._choice = self._choice, None
+        logits, self._logits = self._logits, None
         ended = token_id in self._ends
         if self._constraint is not None and not ended:
             self._constraint.accept(token_id)
@@ -95,8 +100,23 @@ class Generation:
             self.finished = True
         return Token(token_id, text, logprob, tuple(top), reason)
 
-    def _choose(self, logits: NDArray[np.float32] | None) -> tuple[int, float, list[tuple[int, float]]]:
-        if logits is None or logits.size == 0 or not (self._processors or self._constraint):
+    def choose(self) -> None:
+        """The first half of sample(), which makes the text in the second."""
+        if self._choice is not None:
+            return
+        if self._plain:
+            choice = self.session.sample(self._sampler, top_logprobs=self._top_logprobs)
+        else:
+            self._logits = self.session.logits
+            choice = self._adjusted(self._logits)
+        self.session.pending.append(choice[0])
+        if self._left is not None:
+            self._left -= 1
+        self.goes_on = self._left != 0 and choice[0] not in self._ends
+        self._choice = choice
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> tuple[int, float, list[tuple[int, float]]]:
+        if logits.size == 0 or not (self._processors or self._constraint):
             return self.session.sample(self._sampler, top_logprobs=self._top_logprobs)
         adjusted = logits.copy()
         for processor in self._processors:
@@ -118,3 +138,19 @@ class Generation:
 
         tokens = self.session.tokens
         return np.array(self._seen if tokens is None else tokens, dtype=np.int64)
+
+
+def begin_next_steps(generations: Iterable[Generation]) -> None:
+    """Lets a device that works behind the host begin the next step while the texts of this one are made.
+
+    That is for sample(), which finds the tokens chosen, and read unless they are the last. One that a stop string
+    turns out to end has read its last token too.
+    """
+    ahead = [generation for generation in generations if generation.runs_ahead]
+    for generation in ahead:
+        try:
+            generation.choose()
+        except _core.LolaError:  # sample() runs into it again
+            continue
+    if going_on := [session for g in ahead if g.goes_on and (session := g.session).pending]:
+        submit(going_on)

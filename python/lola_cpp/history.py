@@ -70,7 +70,7 @@ class History:
         """Copies the memories at the end if one is due; always after a prompt, where a turn may be taken back to."""
         last = self._copies[-1].position if self._copies else self.start
         if (prompt or self.end - last >= _SPACING) and core.memory_bytes <= self._budget:
-            self._copies.append(_Copy(core.fork(), core.position, complete=core.logits.size > 0))
+            self._copies.append(_Copy(core.fork(), core.position, complete=core.has_logits))
             self._thin(core.memory_bytes)
 
     def spill(self) -> None:

@@ -101,6 +101,8 @@ class Model:
         with ThreadPoolExecutor(1) as beside:
             self._tokenizer = beside.submit(_read_tokenizer, self.path)
             self._core = _core.Model(self.path, adapter, device, threads or 0, gpu_layers, progress)
+            # Whether the device works on while Python does something else: tokens are then submitted early.
+            self.runs_behind = self._core.runs_behind
             self.load_seconds = time.perf_counter() - begin
 
     @classmethod

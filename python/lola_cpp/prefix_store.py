@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from . import _core
-from .session import Progress, Session
+from .passes import Progress
+from .session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from ._core import LolaError, UsageError
 from .batch import Batch
 from .generation import Generation, Token
-from .session import Session, advance
+from .passes import advance
+from .session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -251,12 +252,13 @@ class Scheduler:
 
     def _advance_one_by_one(self) -> list[Generation]:
         """After a pass that failed: whoever makes it fail leaves with the error, the others go on."""
-        for request in [r for key, r in self._active.items() if key not in self._paused]:
+        running = [r for key, r in self._active.items() if key not in self._paused]
+        for request in running:
             try:
                 advance([request.session], chunk=self._chunk)
             except Exception as error:
                 self._leave(request, error)
-        return [r.generation for r in self._active.values() if not r.session.pending]
+        return [r.generation for r in running if r.error is None and not r.session.pending]
 
     def _leave(self, request: Request, error: BaseException | None = None) -> None:
         with self._changed:

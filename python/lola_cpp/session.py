@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core
@@ -14,6 +13,7 @@ from .embedding import Pool, Pooling
 from .generation import Generation
 from .grammar import Constraint, Grammar
 from .history import PROMPT_SPACING, History
+from .passes import Progress, Use, advance
 from .token_stream import TokenStream
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from .model import Model
     from .options import GenerationOptions, SessionOptions
-
-Progress = Callable[[int], None]
 
 _GENERATION_STEPS = (
     "max_tokens",
@@ -126,6 +124,10 @@ class Session:
             self.sampler, self.constraint = sampler, grammar
         return generation
 
+    def read_pending(self, progress: Progress | None = None) -> None:
+        """Takes what is pending through the model; progress as in append."""
+        advance([self], progress)
+
     def sample(
         self, sampler: _core.Sampler, *, top_logprobs: int = 0, adjusted: NDArray[np.float32] | None = None
     ) -> tuple[int, float, list[tuple[int, float]]]:
@@ -133,7 +135,8 @@ class Session:
 
         adjusted  [vocabulary] to choose from in place of the logits; the log-probabilities stay the model's
         """
-        advance([self])
+        if self.pending:
+            advance([self])
         return self._core.sample(sampler, top_logprobs, adjusted)
 
     def score(self, text: str | Sequence[int], *, progress: Progress | None = None) -> NDArray[np.float32]:
@@ -267,27 +270,18 @@ class Session:
         self.constraint = None if other.constraint is None else other.constraint.copy()
         self._history = None if other._history is None else other._history.branch()
 
-    @contextmanager
-    def used_by_this_thread(self) -> Iterator[None]:
+    def used_by_this_thread(self) -> Use:
         """UsageError while another thread uses the session."""
-        self._begin_use()
-        try:
-            yield
-        finally:
-            self._end_use()
-
-    def _begin_use(self) -> None:
-        """used_by_this_thread, for who begins and ends many of them at once."""
-        if not self._in_use.acquire(blocking=False):
-            raise _core.UsageError("session: another thread is using it; one conversation is one thread at a time")
-
-    def _end_use(self) -> None:
-        self._in_use.release()
+        return Use([self])
 
     def next_part(self, chunk: int | None) -> list[int]:
         """The pending tokens up to the next position divisible by `chunk`, or to where its history wants a copy."""
         size = chunk or (PROMPT_SPACING if self._history is not None else None)
         return self.pending[: None if size is None else size - self._core.position % size]
+
+    def _keep_copy(self, *, prompt: bool) -> None:
+        if self._history is not None:
+            self._history.keep_copy(self._core, prompt=prompt)
 
     def _read(
         self,
@@ -322,66 +316,3 @@ class Snapshot:
     def session(self) -> Session:
         """A new session that continues from here."""
         return self._session.fork()
-
-
-def advance(sessions: Sequence[Session], progress: Progress | None = None, *, chunk: int | None = None) -> None:
-    """Takes what is pending in each session through the model, all of them in the same passes over the weights.
-
-    What an exception (Ctrl-C, say) keeps from being read stays pending.
-
-    chunk  read of each session only up to the next position divisible by this
-    """
-    with _used_by_this_thread(sessions):
-        total = 0
-
-        def after_pass(done: int) -> None:
-            if progress is not None:
-                progress(total + done)
-
-        while parts := [(session, session.next_part(chunk)) for session in sessions if session.pending]:
-            _advance_once(parts, after_pass if progress is not None else None)
-            total += sum(len(part) for _, part in parts)
-            if chunk is not None:
-                break
-
-
-@contextmanager
-def _used_by_this_thread(sessions: Sequence[Session]) -> Iterator[None]:
-    """Session.used_by_this_thread for many: a step of hundreds should not wait for as many context managers."""
-    taken: list[Session] = []
-    try:
-        for session in sessions:
-            session._begin_use()
-            taken.append(session)
-        yield
-    finally:
-        for session in taken:
-            session._end_use()
-
-
-def _advance_once(parts: Sequence[tuple[Session, list[int]]], progress: Progress | None) -> None:
-    before = [session._core.position for session, _ in parts]
-
-    def drop_what_was_read() -> None:
-        for i, (session, _) in enumerate(parts):
-            now = session._core.position
-            count = now - before[i]
-            if count == 0:
-                continue
-            if session._history is not None:
-                session._history.tokens_read(session.pending[:count])
-            del session.pending[:count]
-            before[i] = now
-
-    def after_pass(done: int) -> None:
-        drop_what_was_read()
-        if progress is not None:
-            progress(done)
-
-    try:
-        _core.advance([(session._core, part) for session, part in parts], None if progress is None else after_pass)
-    finally:
-        drop_what_was_read()
-    for session, part in parts:
-        if session._history is not None:
-            session._history.keep_copy(session._core, prompt=len(part) > 1)

@@ -74,6 +74,8 @@ class StopMatcher:
         """The text that is certain not to belong to a stop string."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         text = self._held + text
         found = self._first_stop(text)
         undecided = self._first_beginning(text)

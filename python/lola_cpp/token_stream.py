@@ -7,10 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from .generation import Generation, Token
+from .generation import Generation, Token, begin_next_steps
 
 if TYPE_CHECKING:
-    from .session import Progress
+    from .passes import Progress
 
 
 class Cancelled(Exception):
@@ -68,11 +68,12 @@ class TokenStream(Iterator[Token], AsyncIterator[Token]):
             return None
         try:
             self._check_cancelled(0)
-            self._generation.session.append((), progress=self._check_cancelled)
+            self._generation.session.read_pending(self._check_cancelled)
             self._check_cancelled(0)
         except Cancelled:
             self.finish_reason = "cancelled"
             return None
+        begin_next_steps([self._generation])
         token = self._generation.sample()
         self.finish_reason = token.finish_reason
         return token

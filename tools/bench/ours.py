@@ -14,7 +14,7 @@ from serve import peak_resident_bytes, serve
 
 from lola_cpp import Model, Session
 from lola_cpp._core import GgufFile, Sampler, testing
-from lola_cpp.session import advance
+from lola_cpp.passes import advance
 from lola_cpp.text_stream import TextStream
 
 

@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 from .._core import UsageError
 from ..batch import Batch
 from ..options import GenerationOptions
-from ..session import Session, advance
+from ..passes import advance
+from ..session import Session
 
 Key = TypeVar("Key")
 

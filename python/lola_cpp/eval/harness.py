@@ -27,7 +27,8 @@ from tqdm import tqdm
 from .._core import UsageError
 from ..chat_template import ChatTemplate
 from ..options import GenerationOptions
-from ..session import Session, advance
+from ..passes import advance
+from ..session import Session
 from .batching import Job, generate_each
 from .configurations import Configuration
 

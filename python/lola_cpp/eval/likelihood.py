@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import UsageError
-from ..session import Session, advance
+from ..passes import advance
+from ..session import Session
 from .configurations import Configuration
 from .progress import bar
 from .statistics import mean_and_error
