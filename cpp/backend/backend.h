@@ -87,7 +87,9 @@ class Executor {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;
 
   // Says what the operations from here on work on. Host memory, needed until the pass is over.
-  virtual void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) = 0;
+  // Returns where `angles` (cosines and sines for RopeRows) are in the backend's memory until then.
+  virtual const float* begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
+                                  std::span<const float> angles) = 0;
   // Runs the operations that `body` calls. Where an earlier body of the same key (not empty) called
   // the same operations on the same memory, besides what begin_pass() said, a backend may repeat
   // those instead.

@@ -41,13 +41,12 @@ Pass::Pass(const Model& model, Workspaces& workspaces, std::span<const Segment> 
     workspace.reserve(rows_, last ? std::max(logit_rows, scores ? kScoreRows : 0) : 0);
   }
   const int64_t pairs = model_.rope().pairs();
-  cosine_.resize(static_cast<size_t>(rows_ * pairs));
-  sine_.resize(cosine_.size());
+  angles_.resize(static_cast<size_t>(2 * rows_ * pairs));
   for (const Segment& segment : segments_) {
     for (size_t i = 0; i < segment.tokens.size(); ++i) {
       const int64_t at = static_cast<int64_t>(tokens_.size()) * pairs;
       model_.rope().angles(segment.session->position_ + static_cast<int64_t>(i),
-                           cosine_.data() + at, sine_.data() + at);
+                           angles_.data() + at, angles_.data() + rows_ * pairs + at);
       tokens_.push_back(segment.tokens[i]);
     }
   }
@@ -59,7 +58,7 @@ std::shared_ptr<FoundLogits> Pass::run() {
     std::vector<int64_t> key;
     if (repeatable()) {
       // The first and the last of the activations tell where the others are.
-      key = {rows_, reinterpret_cast<int64_t>(w_->x), reinterpret_cast<int64_t>(w_->sine),
+      key = {rows_, reinterpret_cast<int64_t>(w_->x), reinterpret_cast<int64_t>(w_->lora),
              reinterpret_cast<int64_t>(w_->logits)};
     }
     executor_->run(key, [this] { run_stage(); });
@@ -107,10 +106,7 @@ void Pass::enter(size_t stage) {
          last && segment.keep_logits ? session.memory_.logits() : nullptr, session.best_wanted_});
     row += tokens;
   }
-  executor_->begin_pass(tasks_, tokens_);
-  const int64_t angle_bytes = static_cast<int64_t>(cosine_.size() * sizeof(float));
-  executor_->upload(w_->cosine, cosine_.data(), angle_bytes);
-  executor_->upload(w_->sine, sine_.data(), angle_bytes);
+  cosine_ = executor_->begin_pass(tasks_, tokens_, angles_);
   executor_->upload(w_->x, x.data(), static_cast<int64_t>(x.size()));
 }
 
@@ -126,8 +122,8 @@ void Pass::attention(int64_t index) {
                    w_->k,
                    rows_,
                    {h_.heads, h_.kv_heads, h_.head_dim, 0},
-                   w_->cosine,
-                   w_->sine,
+                   cosine_,
+                   cosine_ + rows_ * model_.rope().pairs(),
                    model_.rope().pairs(),
                    h_.architecture->rope_layout});
   observe(index);

@@ -63,12 +63,13 @@ class Pass {
   std::span<const Segment> segments_;
   int64_t rows_ = 0;
   std::vector<int32_t> tokens_;
-  std::vector<float> cosine_, sine_;  // [rows, rotated pairs]
+  std::vector<float> angles_;  // cosines [rows, rotated pairs], then the sines
 
   // Of the stage that the pass is in.
   size_t stage_ = 0;
   Workspace* w_ = nullptr;
   Executor* executor_ = nullptr;
+  const float* cosine_ = nullptr;  // of angles_
   std::vector<PassTask> tasks_;
 };
 

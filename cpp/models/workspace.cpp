@@ -38,17 +38,10 @@ void Workspace::reserve(int64_t rows, int64_t logit_rows) {
   if (rows > rows_) {
     const int64_t q_dim = h.heads * h.head_dim;
     const int64_t kv_dim = h.kv_heads * h.head_dim;
-    const std::pair<float**, int64_t> arrays[] = {{&x, h.dim},
-                                                  {&normed, h.dim},
-                                                  {&q, q_dim},
-                                                  {&k, kv_dim},
-                                                  {&v, kv_dim},
-                                                  {&attended, q_dim},
-                                                  {&gate, h.ffn_dim},
-                                                  {&up, h.ffn_dim},
-                                                  {&lora, largest_rank(model_.weights())},
-                                                  {&cosine, model_.rope().pairs()},
-                                                  {&sine, model_.rope().pairs()}};
+    const std::pair<float**, int64_t> arrays[] = {
+        {&x, h.dim},        {&normed, h.dim}, {&q, q_dim},
+        {&k, kv_dim},       {&v, kv_dim},     {&attended, q_dim},
+        {&gate, h.ffn_dim}, {&up, h.ffn_dim}, {&lora, largest_rank(model_.weights())}};
     int64_t width = 0;
     for (const auto& [array, columns] : arrays) width += columns;
     const int64_t bytes = rows * width * static_cast<int64_t>(sizeof(float));

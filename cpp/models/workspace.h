@@ -38,8 +38,6 @@ class Workspace {
   float* gate = nullptr;      // [rows, ffn_dim]
   float* up = nullptr;        // [rows, ffn_dim]
   float* lora = nullptr;      // [rows, largest rank]
-  float* cosine = nullptr;    // [rows, rotated pairs]
-  float* sine = nullptr;      // [rows, rotated pairs]
   float* logits = nullptr;    // [logit_rows, vocabulary]
 
  private:

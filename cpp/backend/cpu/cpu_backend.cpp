@@ -32,9 +32,11 @@ class CpuExecutor final : public Executor {
     if (bytes > 0 && to != from) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
 
-  void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
+  const float* begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
+                          std::span<const float> angles) override {
     tasks_ = tasks;
     tokens_ = tokens;
+    return angles.data();
   }
   void run(std::span<const int64_t>, const std::function<void()>& body) override { body(); }
 

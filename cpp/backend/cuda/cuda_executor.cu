@@ -57,7 +57,8 @@ class CudaExecutor final : public Executor {
                "copy");
   }
 
-  void begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens) override {
+  const float* begin_pass(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
+                          std::span<const float> angles) override {
     tasks_ = tasks;
     token_count_ = static_cast<int64_t>(tokens.size());
     top_.rows = 0;
@@ -65,8 +66,9 @@ class CudaExecutor final : public Executor {
     products_.forget();
     uploads_.turn();
     bool grown = false;
-    inputs_.set(tasks, tokens, kRunBytes, uploads_, grown);
+    inputs_.set(tasks, tokens, angles, kRunBytes, uploads_, grown);
     if (grown) graphs_.clear();
+    return inputs_.angles();
   }
 
   void run(std::span<const int64_t> key, const std::function<void()>& body) override {

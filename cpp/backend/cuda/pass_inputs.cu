@@ -49,7 +49,8 @@ void UploadBuffers::upload(void* to, const void* from_host, int64_t bytes) {
 }
 
 void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
-                     int64_t run_bytes, UploadBuffers& uploads, bool& grown) {
+                     std::span<const float> angles, int64_t run_bytes, UploadBuffers& uploads,
+                     bool& grown) {
   plan_ = plan_pass(tasks, run_bytes);
   std::vector<float*> kept;
   best_ = 1;
@@ -69,6 +70,7 @@ void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> t
     return at;
   };
   const size_t token_at = add(tokens.data(), tokens.size_bytes());
+  const size_t angles_at = add(angles.data(), angles.size_bytes());
   const size_t kept_at = add(kept.data(), kept.size() * sizeof(float*));
   const size_t pieces_at = add(plan_.pieces.data(), plan_.pieces.size() * sizeof(DevicePiece));
   const size_t boundaries_at =
@@ -77,6 +79,7 @@ void PassInputs::set(std::span<const PassTask> tasks, std::span<const int32_t> t
   uint8_t* memory = memory_.get<uint8_t>(static_cast<int64_t>(bytes.size()), grown);
   uploads.upload(memory, bytes.data(), static_cast<int64_t>(bytes.size()));
   tokens_ = reinterpret_cast<const int32_t*>(memory + token_at);
+  angles_ = reinterpret_cast<const float*>(memory + angles_at);
   kept_ = reinterpret_cast<float* const*>(memory + kept_at);
   pieces_ = reinterpret_cast<const DevicePiece*>(memory + pieces_at);
   boundaries_ = reinterpret_cast<const DeviceBoundary*>(memory + boundaries_at);

@@ -1,5 +1,5 @@
-// What a pass is told from the host: its tokens and its plan, in device memory, and small uploads
-// that do not wait for the GPU.
+// What a pass is told from the host: its tokens, angles and plan, in device memory by one upload,
+// and small uploads that do not wait for the GPU.
 #pragma once
 
 #include <span>
@@ -42,11 +42,12 @@ class PassInputs {
   explicit PassInputs(const CudaDevice& device) : memory_(device) {}
 
   // run_bytes: as plan_pass() takes it.
-  void set(std::span<const PassTask> tasks, std::span<const int32_t> tokens, int64_t run_bytes,
-           UploadBuffers& uploads, bool& grown);
+  void set(std::span<const PassTask> tasks, std::span<const int32_t> tokens,
+           std::span<const float> angles, int64_t run_bytes, UploadBuffers& uploads, bool& grown);
 
   const PassPlan& plan() const { return plan_; }
   const int32_t* tokens() const { return tokens_; }
+  const float* angles() const { return angles_; }
   float* const* kept() const { return kept_; }  // logits of the tasks that keep them
   int64_t kept_count() const { return kept_count_; }
   int64_t best() const { return best_; }  // of their logits, the most that one asks for
@@ -71,6 +72,7 @@ class PassInputs {
   DeviceScratch memory_;
   PassPlan plan_;
   const int32_t* tokens_ = nullptr;
+  const float* angles_ = nullptr;
   const DevicePiece* pieces_ = nullptr;
   const DeviceBoundary* boundaries_ = nullptr;
   const DeviceChain* chains_ = nullptr;
