@@ -193,6 +193,16 @@ def test_a_turn_reads_only_what_is_new(model: Model) -> None:
     assert progress[-1] < 60
 
 
+def test_a_turn_asked_again_gets_the_same_answer_without_being_read(model: Model) -> None:
+    chat = Chat(model, template="chatml")
+    talk(chat, "import os")
+    answer = talk(chat, "def f():", stop="zzz")
+    chat.undo()
+    progress: list[int] = []
+    assert talk(chat, "def f():", stop="zzz", progress=progress.append) == answer
+    assert set(progress) <= {1}  # nothing but what is generated
+
+
 def test_a_template_that_rewrites_earlier_turns_is_followed(model: Model) -> None:
     rewriting = "{% for m in messages %}{{ '<' ~ loop.revindex ~ m.content ~ '>' }}{% endfor %}"
     chat, turns = Chat(model, template=ChatTemplate(rewriting)), ("import os", "def f():", "return")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lola_cpp import Model, UnsupportedError, UsageError
+from lola_cpp import Model, UnsupportedError, UsageError, _core
 from lola_cpp.llama import (
     BaseLlamaCache,
     Llama,
@@ -319,6 +319,32 @@ def test_a_cache_knows_the_prompts_of_other_conversations(
     assert tokens_read(llm, monkeypatch, [*first[:260], *second]) == 44  # from the mark at 256
     assert llm.input_ids.tolist() == [*first[:260], *second]
     assert 0 < cache.cache_size <= cache.capacity_bytes
+
+
+@pytest.mark.parametrize("used", [None, "memory", "disk"])
+def test_nothing_of_a_known_prompt_is_read_again(
+    used: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    advance = _core.advance
+
+    def counting(items: list[tuple[_core.Session, list[int]]], *rest: object) -> None:
+        read.extend(len(tokens) for _, tokens in items)
+        advance(items, *rest)
+
+    caches = {None: None, "memory": LlamaRAMCache(), "disk": LlamaDiskCache(tmp_path / "cache")}
+    llm = Llama(DEFAULT.path, adapter=ADAPTER, n_threads=1)
+    llm.set_cache(caches[used])
+    prompt = [int(t) for t in np.random.default_rng(0).integers(2, 1000, 600)]
+    first = llm(prompt, max_tokens=8, temperature=0.0)["choices"]
+    monkeypatch.setattr(_core, "advance", counting)
+    assert llm(prompt, max_tokens=8, temperature=0.0)["choices"] == first
+    assert read == [1] * 7
+    if used is not None:
+        llm.reset()
+        read.clear()
+        assert llm(prompt, max_tokens=8, temperature=0.0)["choices"] == first
+        assert read == [1] * 7
 
 
 def test_a_cached_conversation_goes_on_as_one_that_was_read(cache: BaseLlamaCache) -> None:

@@ -11,6 +11,7 @@ import pytest
 from lola_cpp import Grammar, Model, Session, UsageError
 from lola_cpp._core import FormatError
 from lola_cpp.history import History
+from lola_cpp.passes import advance
 from reference import tiny_gguf
 from reference.tiny_gguf import TinyAdapter, tiny
 
@@ -115,6 +116,24 @@ def test_the_replay_is_about_as_long_as_the_way_back(model: Model) -> None:
         target = 6400 - back
         nearest = max((p for p in positions if p <= target), default=0)
         assert target - nearest <= 2 * back
+
+
+def test_a_reading_that_was_interrupted_is_rewound_to_its_end_with_logits(model: Model) -> None:
+    def interrupt(done: int) -> None:
+        raise KeyboardInterrupt
+
+    tokens, sessions = text_tokens(model, 1000), []
+    for _ in range(2):
+        sessions.append(model.session(rewind_budget=8 * model.session_bytes()))
+        sessions[-1].pending.extend(tokens)
+    with pytest.raises(KeyboardInterrupt):
+        advance(sessions, interrupt)
+    for session in sessions:
+        read = session._core.position
+        assert 0 < read < 1000
+        session.rewind(read)
+        assert (session.position, session.pending) == (read, [])
+        assert session.logits.argmax() == replayed(model, tokens[:read]).argmax()
 
 
 def test_a_position_outside_of_the_history_is_refused(model: Model, tmp_path: Path) -> None:

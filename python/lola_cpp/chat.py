@@ -172,13 +172,13 @@ def encode_chat(model: Model, template: ChatTemplate, text: str) -> list[int]:
 def go_to_prefix(session: Session, prompt: Sequence[int]) -> list[int]:
     """Rewinds a session that keeps its history from the beginning to what it shares with a prompt; returns the rest.
 
-    At least one token is left to be read, so that there are logits to sample from.
+    Where that is nothing, the session holds the logits of the prompt's last token: as a rule those of when it was read.
     """
     seen = session.tokens
     if seen is None:
         raise _core.UsageError("session: wanted one with a rewind_budget")
-    common = shared_tokens(seen, prompt[:-1])
-    if common < len(seen):
+    common = shared_tokens(seen, prompt)
+    if common < len(seen) or common == len(prompt):
         session.rewind(common)
     return list(prompt[common:])
 

@@ -41,7 +41,8 @@ class History:
         self._tokens = array("i", tokens)
         self._copies: list[_Copy] = []
         if self.start > 0 or (tokens and core.memory_bytes <= budget):
-            self._copies.append(_Copy(core.fork(), core.position, complete=True))
+            complete = core.has_logits or self.start > 0
+            self._copies.append(_Copy(core.fork(), core.position, complete))
 
     @property
     def end(self) -> int:

@@ -215,7 +215,8 @@ class Session:
                 raise _core.UsageError("rewind: the session keeps no history; make it with rewind_budget")
             if not history.start <= position <= self.position:
                 raise _core.UsageError(f"rewind: found {position}, wanted {history.start} to {self.position}")
-            if position < self._core.position:
+            unread = position == self._core.position > history.start and not self._core.has_logits
+            if position < self._core.position or unread:
                 self._core, self.pending = history.rewound(self.model, self._core, position)
             else:
                 del self.pending[position - self._core.position :]

@@ -194,8 +194,8 @@ class Llama:
         """Goes to the longest beginning of a prompt that is known, and reads the rest."""
         if self.cache is None:
             return self.eval(go_to_prefix(self._running, prompt))
-        common = shared_tokens(self._running.tokens or (), prompt[:-1])
-        known = self.cache.longest(self._loaded, prompt[:-1], self._session_options, longer_than=common)
+        common = shared_tokens(self._running.tokens or (), prompt)
+        known = self.cache.longest(self._loaded, prompt, self._session_options, longer_than=common)
         self._session = known or self._running
         rest = go_to_prefix(self._running, prompt)
         begin = len(prompt) - len(rest)
