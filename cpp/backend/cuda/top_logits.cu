@@ -5,7 +5,8 @@
 namespace lola {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
+constexpr int kLoads = 8;         // of a thread, on their way at the same time
 constexpr int kParts = 32;        // of a row, for the greatest
 constexpr int kTermBlock = 1024;  // logits summed pairwise in float, as in exp_sum()
 constexpr int kMostPeaks = 8192;  // the greatest of `width` logits each
@@ -16,10 +17,10 @@ constexpr int kSelectThreads = 1024;
 // exp(l - largest), and 0 unless one is not a number or infinite.
 __device__ inline float4 joined(const float4& a, const float4& b) {
   const bool a_wins = a.x > b.x || (a.x == b.x && __float_as_int(a.y) < __float_as_int(b.y));
-  const float4& best = a_wins ? a : b;
-  const float4& other = a_wins ? b : a;
-  const float rescaled = other.z == 0.0f ? 0.0f : other.z * expf(other.x - best.x);
-  return {best.x, best.y, best.z + rescaled, a.w + b.w};
+  const float greater = a_wins ? a.x : b.x, less = a_wins ? b.x : a.x;
+  const float first = a_wins ? a.z : b.z, second = a_wins ? b.z : a.z;
+  const float rescaled = second == 0.0f ? 0.0f : second * expf(less - greater);
+  return {greater, a_wins ? a.y : b.y, first + rescaled, a.w + b.w};
 }
 
 __device__ inline float4 joined_over_warp(float4 value) {
@@ -44,34 +45,51 @@ __device__ inline TopRow* row_of(const TopShape& shape, uint8_t* found, int64_t 
   return reinterpret_cast<TopRow*>(found + row * shape.row_bytes());
 }
 
-__global__ void keep_kernel(const float* logits, int vocabulary, float* const* destinations,
-                            float4* parts) {
+__device__ inline float4 nothing_known() {
+  return {-INFINITY, __int_as_float(0x7FFFFFFF), 0.0f, 0.0f};
+}
+
+__global__ void __launch_bounds__(kThreads)
+    keep_kernel(const float* logits, int vocabulary, float* const* destinations, float4* parts) {
   wait_for_previous_kernel();
   const int64_t row = blockIdx.y;
   const float* in = logits + row * vocabulary;
   float* out = destinations[row];
   const int range = (vocabulary + kParts - 1) / kParts;
   const int begin = blockIdx.x * range, end = min(vocabulary, begin + range);
-  float4 known = {-INFINITY, __int_as_float(0x7FFFFFFF), 0.0f, 0.0f};
-  for (int i = begin + threadIdx.x; i < end; i += kThreads) {
-    const float logit = in[i];
-    out[i] = logit;
-    if (!(logit < INFINITY)) known.w += 1.0f;
-    if (logit > known.x) {
-      known.z = known.z * expf(known.x - logit) + 1.0f;
-      known.x = logit;
-      known.y = __int_as_float(i);
-    } else if (logit > -INFINITY) {
-      known.z += expf(logit - known.x);
+  float4 known = nothing_known();
+  for (int first = begin + threadIdx.x; first < end; first += kLoads * kThreads) {
+    float values[kLoads];  // -infinity adds nothing to what is known
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int i = first + n * kThreads;
+      values[n] = i < end ? in[i] : -INFINITY;
+    }
+    const float before = known.x;
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      const int i = first + n * kThreads;
+      if (i < end) out[i] = values[n];
+      if (!(values[n] < INFINITY)) known.w += 1.0f;
+      if (values[n] > known.x) {
+        known.x = values[n];
+        known.y = __int_as_float(i);
+      }
+    }
+    if (known.z != 0.0f) known.z *= expf(before - known.x);
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      if (values[n] > -INFINITY) known.z += expf(values[n] - known.x);
     }
   }
-  __shared__ float4 warps[kThreads / 32];
+  constexpr int kWarps = kThreads / 32;
+  __shared__ float4 warps[kWarps];
   known = joined_over_warp(known);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = known;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 1; i < kThreads / 32; ++i) known = joined(known, warps[i]);
-  parts[row * kParts + blockIdx.x] = known;
+  if (threadIdx.x >= 32) return;
+  known = joined_over_warp(threadIdx.x < kWarps ? warps[threadIdx.x] : nothing_known());
+  if (threadIdx.x == 0) parts[row * kParts + blockIdx.x] = known;
 }
 
 __device__ inline void put_greatest(const float4& known, TopRow* row) {
