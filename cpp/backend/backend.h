@@ -146,8 +146,9 @@ class Backend {
   // Bytes that load() takes for a weight, `file` being as in load(); its data is not looked at.
   virtual int64_t stored_bytes(const WeightMatrix& file, WeightUse use) const = 0;
 
-  // Zero-filled. DeviceError with the number of bytes and `what` when there is not enough.
-  virtual Buffer allocate(int64_t bytes, const std::string& what) const = 0;
+  // DeviceError with the number of bytes and `what` when there is not enough.
+  virtual Buffer allocate(int64_t bytes, const std::string& what,
+                          Fill fill = Fill::kZeros) const = 0;
   // The same for memory that every pass uses from one end to the other.
   virtual Buffer allocate_activations(int64_t bytes) const {
     return allocate(bytes, "activations of a pass");

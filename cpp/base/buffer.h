@@ -1,4 +1,4 @@
-// A run of zero-filled backend memory that frees itself.
+// A run of backend memory that frees itself.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,9 @@
 #include <memory>
 
 namespace lola {
+
+// What new memory holds; kNothing is for what is written before it is read.
+enum class Fill { kZeros, kNothing };
 
 class Buffer {
  public:

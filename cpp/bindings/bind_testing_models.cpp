@@ -56,8 +56,8 @@ class BackendWithRoom final : public Backend {
   int64_t stored_bytes(const WeightMatrix& file, WeightUse use) const override {
     return cpu_->stored_bytes(file, use);
   }
-  Buffer allocate(int64_t bytes, const std::string& what) const override {
-    return cpu_->allocate(bytes, what);
+  Buffer allocate(int64_t bytes, const std::string& what, Fill fill) const override {
+    return cpu_->allocate(bytes, what, fill);
   }
   WeightMatrix load(const WeightMatrix& file, WeightUse use) override {
     return cpu_->load(file, use);

@@ -23,6 +23,12 @@ Session::Session(std::shared_ptr<const Model> model, const SessionConfig& config
       layout_(*model_, config_),
       memory_(*model_, layout_) {}
 
+Session::Session(const Session* like)
+    : model_(like->model_),
+      config_(like->config_),
+      layout_(like->layout_),
+      memory_(*model_, layout_, Fill::kNothing) {}
+
 std::span<const float> Session::logits() const {
   if (!has_logits_) return {};
   return host_logits_.empty() ? logits(model_->borrow_workspaces()->back().executor())
@@ -56,7 +62,7 @@ void Session::forget_logits() {
 
 std::unique_ptr<Session> Session::fork() const {
   const auto lock = use();
-  auto copy = std::make_unique<Session>(model_, config_);
+  std::unique_ptr<Session> copy(new Session(this));
   const auto workspaces = model_->borrow_workspaces();
   copy->memory_.fork(memory_, position_, *workspaces);
   copy->position_ = position_;

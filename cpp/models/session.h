@@ -55,6 +55,8 @@ class Session {
   friend class StateFile;
   friend class Inspection;
 
+  // Of the same kind, with nothing in its memory: for fork().
+  explicit Session(const Session* like);
   // Ends a spill. DeviceError where there is no room.
   void restore(Workspaces& workspaces);
   std::span<const float> logits(Executor& executor) const;

@@ -39,19 +39,20 @@ uint8_t* HostImage::at(const MemoryRange& range) const {
   return part.as<uint8_t>() + range.offset;
 }
 
-SessionMemory::SessionMemory(const Model& model, const SessionLayout& layout)
+SessionMemory::SessionMemory(const Model& model, const SessionLayout& layout, Fill fill)
     : model_(model), layout_(layout) {
-  allocate();
+  allocate(fill);
 }
 
-void SessionMemory::allocate() {
+void SessionMemory::allocate(Fill fill) {
   std::vector<Stage> stages(model_.stages().size());
   for (size_t i = 0; i < stages.size(); ++i) {
-    stages[i].fixed = model_.stages()[i].backend->allocate(layout_.stages()[i].fixed, "session");
+    stages[i].fixed =
+        model_.stages()[i].backend->allocate(layout_.stages()[i].fixed, "session", fill);
   }
   const int64_t vocabulary = model_.hyperparameters().vocabulary;
-  logits_ =
-      model_.stages().last().allocate(vocabulary * static_cast<int64_t>(sizeof(float)), "session");
+  logits_ = model_.stages().last().allocate(vocabulary * static_cast<int64_t>(sizeof(float)),
+                                            "session", fill);
   stages_ = std::move(stages);
 }
 
@@ -110,7 +111,7 @@ void SessionMemory::spill(int64_t tokens, Workspaces& workspaces) {
 }
 
 void SessionMemory::restore(Workspaces& workspaces) {
-  allocate();
+  allocate(Fill::kNothing);
   try {
     load(*host_, workspaces);
   } catch (...) {

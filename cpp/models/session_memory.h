@@ -30,8 +30,9 @@ class HostImage {
 
 class SessionMemory {
  public:
-  // The part that does not grow. DeviceError where a backend has no room.
-  SessionMemory(const Model& model, const SessionLayout& layout);
+  // The part that does not grow; kNothing where fork() comes next. DeviceError where a backend has
+  // no room.
+  SessionMemory(const Model& model, const SessionLayout& layout, Fill fill = Fill::kZeros);
 
   // Backend memory; not while spilled.
   uint8_t* fixed(size_t stage) const { return stages_[stage].fixed.as<uint8_t>(); }
@@ -67,7 +68,7 @@ class SessionMemory {
     Buffer table;  // [room for pages] where they are, on the backend
   };
 
-  void allocate();
+  void allocate(Fill fill);
   void add_page(size_t stage, std::shared_ptr<Buffer> page, Executor& executor);
   std::shared_ptr<Buffer> new_page(size_t stage) const;
 

@@ -152,7 +152,7 @@ class CpuBackend final : public Backend {
     return use == WeightUse::kRows ? 0 : panel_bytes(file);
   }
 
-  Buffer allocate(int64_t bytes, const std::string& what) const override {
+  Buffer allocate(int64_t bytes, const std::string& what, Fill) const override {
     // calloc takes zero pages from the system, so memory that is never used is never resident.
     void* raw = std::calloc(1, static_cast<size_t>(bytes + kAlignment));
     if (raw == nullptr) {
@@ -173,7 +173,7 @@ class CpuBackend final : public Backend {
   WeightMatrix load(const WeightMatrix& file, WeightUse use) override {
     if (use == WeightUse::kRows) return file;
     const int64_t bytes = panel_bytes(file);
-    Buffer panels = allocate(bytes, "a weight");
+    Buffer panels = allocate(bytes, "a weight", Fill::kNothing);
     uint8_t* out = panels.as<uint8_t>();
     advise_huge_pages(out, static_cast<size_t>(bytes));
     const int64_t count = (file.rows + kPanelRows - 1) / kPanelRows;

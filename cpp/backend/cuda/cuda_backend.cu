@@ -41,8 +41,8 @@ class CudaBackend final : public Backend {
     return weight_layout(file.format->type, file.rows, file.cols).bytes;
   }
 
-  Buffer allocate(int64_t bytes, const std::string& what) const override {
-    return device_->allocate(bytes, what);
+  Buffer allocate(int64_t bytes, const std::string& what, Fill fill) const override {
+    return device_->allocate(bytes, what, fill);
   }
 
   WeightMatrix load(const WeightMatrix& file, WeightUse) override {
@@ -52,7 +52,7 @@ class CudaBackend final : public Backend {
       store_weights(*file.format, layout, file.data, file.rows, file.cols, task * kRowsPerTask,
                     std::min(file.rows, (task + 1) * kRowsPerTask), staged.data());
     });
-    Buffer buffer = allocate(layout.bytes, "a weight");
+    Buffer buffer = allocate(layout.bytes, "a weight", Fill::kNothing);
     cuda_check(cudaMemcpyAsync(buffer.as<uint8_t>(), staged.data(), staged.size(),
                                cudaMemcpyHostToDevice, device_->stream().handle),
                "upload of a weight");

@@ -76,7 +76,7 @@ CudaDevice::~CudaDevice() {
 
 std::string CudaDevice::describe() const { return "cuda, " + name_; }
 
-Buffer CudaDevice::allocate(int64_t bytes, const std::string& what) const {
+Buffer CudaDevice::allocate(int64_t bytes, const std::string& what, Fill fill) const {
   void* data = nullptr;
   const int64_t taken = std::max<int64_t>(bytes, 1);
   const cudaError_t status =
@@ -90,7 +90,9 @@ Buffer CudaDevice::allocate(int64_t bytes, const std::string& what) const {
   Buffer buffer(data, bytes, [device = shared_from_this()](void* freed) {
     if (freed != nullptr) cudaFreeAsync(freed, device->stream_.handle);
   });
-  cuda_check(cudaMemsetAsync(data, 0, static_cast<size_t>(taken), stream_.handle), what.c_str());
+  if (fill == Fill::kZeros) {
+    cuda_check(cudaMemsetAsync(data, 0, static_cast<size_t>(taken), stream_.handle), what.c_str());
+  }
   return buffer;
 }
 

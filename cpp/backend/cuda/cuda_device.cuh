@@ -28,8 +28,8 @@ class CudaDevice : public std::enable_shared_from_this<CudaDevice> {
   bool has_wgmma() const { return has_wgmma_; }  // warpgroup products: compute capability 9.0
   std::string describe() const;
 
-  // Zero-filled, from the pool; goes back to it, in the order of the stream.
-  Buffer allocate(int64_t bytes, const std::string& what) const;
+  // From the pool; goes back to it, in the order of the stream.
+  Buffer allocate(int64_t bytes, const std::string& what, Fill fill = Fill::kZeros) const;
   // What the pool could still give: what it holds unused, and what the GPU has free.
   int64_t free_bytes() const;
 
