@@ -1,5 +1,6 @@
 // Products with few tokens: a block of 8 warps multiplies 16 rows, each warp a part of the columns.
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/cuda/one_ending.cuh"
 
@@ -70,7 +71,11 @@ struct RowTile {
 };
 
 // How the one-token kernel is cut: long rows among more warps, so that two blocks fill a
-// multiprocessor; slabs: that a warp has on their way at a time.
+// multiprocessor, and two matrices so that many blocks do, which seldom load and multiply in step;
+// slabs: that a warp has on their way at a time.
+struct Gated {
+  static constexpr int kWarps = 8, kBlocks = 4, kSlabs = 2;
+};
 struct Short {
   static constexpr int kWarps = 8, kBlocks = 3, kSlabs = 4;
 };
@@ -194,7 +199,8 @@ void gemv_rounded(const Stream& stream, const DeviceJobs& jobs, const OneRow& x,
            Cut::kWarps * 32, 0, jobs, x, ending);
   };
   with_ending(ending.kind, [&]<Ending kEnding>() {
-    jobs.job[0].matrix.steps < kLongSteps ? run.template operator()<Short, kEnding>()
+    using Few = std::conditional_t<kEnding == Ending::kGated, Gated, Short>;
+    jobs.job[0].matrix.steps < kLongSteps ? run.template operator()<Few, kEnding>()
                                           : run.template operator()<Long, kEnding>();
   });
 }
