@@ -3,25 +3,12 @@
 
 #include "backend/cuda/cluster_memory.cuh"
 #include "backend/cuda/query_share.cuh"
+#include "backend/cuda/warp_sums.cuh"
 #include "lola/mixing.h"
 
 namespace lola {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-__device__ inline float half_warp_sum(float value) {
-  for (int offset = 8; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
-  return value;
-}
-__device__ inline float warp_sum(float value) {
-  return half_warp_sum(value + __shfl_xor_sync(~0u, value, 16));
-}
-__device__ inline float warp_max(float value) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
-  }
-  return value;
-}
-
 // kBytes of the rows that row(i) gives on their way to shared memory, half a warp a row; those of
 // null are left out.
 template <int kBytes, typename Row>

@@ -1,6 +1,7 @@
 // What comes before the attention of single queries: rotation, the queries' features, and the pair
 // that enters the window.
 #include "backend/cuda/lola_view.cuh"
+#include "backend/cuda/warp_sums.cuh"
 
 namespace lola {
 namespace {
@@ -10,11 +11,6 @@ constexpr int kHalfWarps = kThreads / 16;
 constexpr int kBlock = 128;      // columns of half a warp, 8 a lane
 constexpr int kManyPieces = 32;  // from so many on, tensor cores map them
 constexpr int kMapRows = 4;      // of half a warp, on their way before the query is there
-
-__device__ inline float half_warp_sum(float value) {
-  for (int offset = 8; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
-  return value;
-}
 
 // phi [features] of x [head_dim], both in shared memory, by the block. `early` holds the rows of W
 // that map_early() loaded.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cuda/row_tile.cuh"
+#include "backend/cuda/warp_sums.cuh"
 
 namespace lola {
 
@@ -10,13 +11,6 @@ constexpr int kOneWarps = 16;
 constexpr int kHalfWarps = 2 * kOneWarps;
 constexpr int kOneAtOnce = 5;     // vectors of a half warp whose loads are on their way together
 constexpr int kOneColumns = 128;  // of a half warp, at a time
-
-__device__ inline float warp_sum(float value, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(~0u, value, offset);
-  }
-  return value;
-}
 
 // products[i] = q . vector(i) * scale; vector(i, c) gives eight values.
 template <typename Vector>
@@ -34,7 +28,7 @@ __device__ inline void one_products(const float* q, int d, int count, float scal
       for (int i = 0; i < kOneAtOnce * 8; ++i) sums[i / 8] += own.v[i % 8] * x[i / 8].v[i % 8];
     }
 #pragma unroll
-    for (int i = 0; i < kOneAtOnce; ++i) sums[i] = warp_sum(sums[i], 16) * scale;
+    for (int i = 0; i < kOneAtOnce; ++i) sums[i] = half_warp_sum(sums[i]) * scale;
 #pragma unroll
     for (int i = 0; i < kOneAtOnce; ++i) {
       if (lane == 0 && begin + i * kHalfWarps < count) products[begin + i * kHalfWarps] = sums[i];
