@@ -133,7 +133,6 @@ void Products::norm(const Stream& stream, const float* x, int64_t rows, int64_t 
 }
 
 void Products::materialize(const Stream& stream) {
-  latest_.floats = true;
   rms_norm(stream, open_norm_.x, 1, open_norm_.dim, open_norm_.weight, open_norm_.eps,
            open_norm_.out, copy_of(open_norm_.out, 1, open_norm_.dim, true));
 }
