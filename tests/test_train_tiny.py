@@ -61,6 +61,26 @@ def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluat
             assert (kinds == ANSWER).any()
 
 
+def test_plain_text_begins_with_the_begin_of_text_token_and_often_a_line_or_a_document(corpus):
+    text = TextMaker(corpus, np.random.default_rng(0))
+    text.renamer = lambda piece: piece
+    lines, documents = (set(text.starts[i].tolist()) for i in (1, 2))
+    begun, at_line, at_document, count = 0, 0, 0, 100
+    for _ in range(count):
+        piece = text.sample(64)
+        assert len(piece) == 64
+        begun += piece[0] == tiny_corpus.BOS
+        if piece[0] == tiny_corpus.BOS:
+            alike = np.flatnonzero(text.text[:-62] == piece[1]).tolist()
+            places = {i for i in alike if (text.text[i : i + 63] == piece[1:]).all()}
+            assert places
+            at_line += bool(places & lines)
+            at_document += bool(places & documents)
+    assert 0.8 * count < begun < count
+    assert at_line + at_document > 0.6 * begun
+    assert at_document > 0.1 * begun
+
+
 def test_renaming_swaps_words_the_same_way_throughout(corpus):
     tokens = corpus.training[:5000].astype(np.int64)
     renamed = Renamer(corpus, np.random.default_rng(0))(tokens)
@@ -126,6 +146,12 @@ def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
     assert set(found) == set(TASKS)
     for shares in found.values():
         assert [shares[memory.name] for memory in memories] == [1.0, 0.5, 1.0]
+    rows = evaluation._hidden
+    evaluation._hidden = lambda tokens, memory: begins.append(tokens[:, 0].unique().tolist()) or rows(tokens, memory)
+    begins: list[list[int]] = []
+    evaluation.perplexity(300, [SOFTMAX], bos=False)
+    evaluation.perplexity(300, [SOFTMAX])
+    assert begins[-1] == [tiny_corpus.BOS] != begins[0]
     losses = evaluation.perplexity(300, memories)
     assert losses[SOFTMAX.name] == pytest.approx(1.0, abs=1e-4) == losses[memories[2].name] < losses[memories[1].name]
 

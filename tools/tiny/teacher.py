@@ -66,9 +66,9 @@ TEACHER = Stage(
 # At a low rate from the trained teacher on. Its text stays what it was: see _drift.
 POLISH = Stage(
     "polish",
-    ((0.0, {1024: 0.1, 4096: 0.25, 8192: 0.2, 16384: 0.15, 32768: 0.3}),),
-    recall=0.75,
-    lookalikes=0.6,
+    ((0.0, {1024: 0.1, 4096: 0.2, 8192: 0.2, 16384: 0.15, 32768: 0.35}),),
+    recall=0.7,
+    lookalikes=0.5,
     rate=4e-4,
     warm_up=30,
     constant=0.0,
