@@ -16,6 +16,7 @@ from lola_cpp.distill.options import Options  # noqa: E402
 from lola_cpp.distill.teacher import Teacher  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
+from tiny import model as tiny_model  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
@@ -187,6 +188,29 @@ def test_polishing_goes_on_from_the_folder_and_from_its_own_checkpoint(corpus, b
     assert all(torch.equal(*pair) for pair in zip(again.parameters(), polished.parameters(), strict=True))
 
 
+def functional_kl(model, tokens):
+    """How far the first token takes what a model foretells."""
+
+    def logits(part):
+        hidden, _ = model.hidden(part, None, 64)
+        return torch.nn.functional.linear(hidden, model.output).unflatten(0, part.shape).log_softmax(-1)
+
+    found, wanted = logits(tokens)[:, 1:], logits(tokens[:, 1:])
+    return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("window", [16, 64, 256])
+def test_attention_with_a_window_sees_it_and_no_more(window):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 150, 64, generator=generator) for heads in (8, 4, 4))
+    found = tiny_model.windowed_attention(q, k, v, window)
+    distance = torch.arange(150)[:, None] - torch.arange(150)
+    logits = (q @ k.repeat_interleave(2, 1).transpose(-1, -2) / 8).masked_fill(
+        (distance < 0) | (distance > window), float("-inf")
+    )
+    torch.testing.assert_close(found, logits.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base):
     anchor, model = TinyLlama(), TinyLlama()
     anchor.load(base)
@@ -197,9 +221,13 @@ def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base
     kinds[2] = ANSWER
 
     def drift():
-        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds)
+        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds, window)
 
-    assert drift().item() == pytest.approx(0, abs=1e-5)
+    window = None
+    far = functional_kl(anchor, tokens[:2, :-1])
+    assert drift().item() == pytest.approx(far, abs=1e-4)
+    whole, window = drift(), 16
+    assert drift() > whole
     with torch.no_grad():
         model.output += 0.05 * torch.randn_like(model.output)
     first = drift()
