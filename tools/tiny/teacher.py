@@ -221,8 +221,8 @@ def _drift(
     """KL divergence from what the anchor foretells of the plain text, of `hidden` and, where there is a window, of what
     the model foretells that sees no more than it.
 
-    Next-token loss would go on learning the library by heart, and the perplexity of other text would rise. The anchor is
-    not shown the begin-of-text token: it may be one that never saw it before text.
+    Next-token loss would go on learning the library by heart, and the perplexity of other text would rise. The anchor
+    is not shown the begin-of-text token: it may be one that never saw it before text.
     """
     rows = (kinds[:, 0] == TEXT).nonzero().flatten()
     if len(rows) == 0:
