@@ -195,6 +195,30 @@ def test_lora_learns_the_teachers_logits_where_they_are_its_target(options):
     assert student.divergence(held_out) < 0.9 * before
 
 
+def test_the_maps_go_on_learning_with_lora_where_they_shall(options):
+    teacher = open_teacher(options)
+    data = read_sequences(options.data, options.model, length=96, vocab_size=teacher.base.vocab_size, seed=0)
+    for lora_maps in (False, True):
+        run = replace(options, lora_maps=lora_maps, lora_cache=(0, 24), lora_window=(16, 32))
+        student = Student.start(run, teacher, Transfer.start(run, teacher).maps)
+        before = [value.detach().clone() for maps in student.maps.values() for value in maps.tensors().values()]
+        student.train(data)
+        (options.folder / "lora.pt").unlink()
+        after = [value for maps in student.maps.values() for value in maps.tensors().values()]
+        assert all(torch.equal(old, new) != lora_maps for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
+def test_replayed_steps_train_what_steps_do(tmp_path, options):
+    trained = []
+    for replay in (False, True):
+        run = replace(options, device="cuda", replay=replay, lora_maps=True, folder=tmp_path / str(replay))
+        distill(replace(run, lora_cache=(8, 24), lora_window=(16, 32)), tmp_path / "a.gguf")
+        trained.append(torch.load(run.folder / "lora.pt")["tensors"])
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("weights", ["host", "disk"])
 def test_weights_that_wait_elsewhere_train_the_same_maps(tmp_path, options, weights):
     distill(options, tmp_path / "device.gguf")

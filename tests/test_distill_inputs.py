@@ -93,6 +93,7 @@ def test_bad_files_are_named(tmp_path, options):
         ({"micro_batch": 3}, "micro_batch: found 3, wanted a divisor of the batch, 4"),
         ({"transfer_steps": -1}, "transfer_steps: found -1"),
         ({"lora_window": (16, 24)}, "lora_window: found 24, wanted a multiple of the chunk_size, 16"),
+        ({"replay": True}, "replay: found device cpu and weights device, wanted cuda and device"),
         ({"lora_target": "next"}, "lora_target: found 'next', wanted one of text, teacher"),
         ({"lora_cache": (8,), "settings": replace(SMALL, policy="first")}, "lora_cache: found policy first"),
     ],

@@ -16,6 +16,7 @@ from lola_cpp.distill.options import Options  # noqa: E402
 from lola_cpp.distill.teacher import Teacher  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
+from tiny import model as tiny_model  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
@@ -59,6 +60,26 @@ def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluat
             assert len(tokens) == len(kinds) == length
             assert 0 <= tokens.min() <= tokens.max() < tiny_corpus.VOCABULARY
             assert (kinds == ANSWER).any()
+
+
+def test_plain_text_begins_with_the_begin_of_text_token_and_often_a_line_or_a_document(corpus):
+    text = TextMaker(corpus, np.random.default_rng(0))
+    text.renamer = lambda piece: piece
+    lines, documents = (set(text.starts[i].tolist()) for i in (1, 2))
+    begun, at_line, at_document, count = 0, 0, 0, 100
+    for _ in range(count):
+        piece = text.sample(64)
+        assert len(piece) == 64
+        begun += piece[0] == tiny_corpus.BOS
+        if piece[0] == tiny_corpus.BOS:
+            alike = np.flatnonzero(text.text[:-62] == piece[1]).tolist()
+            places = {i for i in alike if (text.text[i : i + 63] == piece[1:]).all()}
+            assert places
+            at_line += bool(places & lines)
+            at_document += bool(places & documents)
+    assert 0.8 * count < begun < count
+    assert at_line + at_document > 0.6 * begun
+    assert at_document > 0.1 * begun
 
 
 def test_renaming_swaps_words_the_same_way_throughout(corpus):
@@ -126,6 +147,12 @@ def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
     assert set(found) == set(TASKS)
     for shares in found.values():
         assert [shares[memory.name] for memory in memories] == [1.0, 0.5, 1.0]
+    rows = evaluation._hidden
+    evaluation._hidden = lambda tokens, memory: begins.append(tokens[:, 0].unique().tolist()) or rows(tokens, memory)
+    begins: list[list[int]] = []
+    evaluation.perplexity(300, [SOFTMAX], bos=False)
+    evaluation.perplexity(300, [SOFTMAX])
+    assert begins[-1] == [tiny_corpus.BOS] != begins[0]
     losses = evaluation.perplexity(300, memories)
     assert losses[SOFTMAX.name] == pytest.approx(1.0, abs=1e-4) == losses[memories[2].name] < losses[memories[1].name]
 
@@ -161,6 +188,29 @@ def test_polishing_goes_on_from_the_folder_and_from_its_own_checkpoint(corpus, b
     assert all(torch.equal(*pair) for pair in zip(again.parameters(), polished.parameters(), strict=True))
 
 
+def functional_kl(model, tokens):
+    """How far the first token takes what a model foretells."""
+
+    def logits(part):
+        hidden, _ = model.hidden(part, None, 64)
+        return torch.nn.functional.linear(hidden, model.output).unflatten(0, part.shape).log_softmax(-1)
+
+    found, wanted = logits(tokens)[:, 1:], logits(tokens[:, 1:])
+    return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("window", [16, 64, 256])
+def test_attention_with_a_window_sees_it_and_no_more(window):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 150, 64, generator=generator) for heads in (8, 4, 4))
+    found = tiny_model.windowed_attention(q, k, v, window)
+    distance = torch.arange(150)[:, None] - torch.arange(150)
+    logits = (q @ k.repeat_interleave(2, 1).transpose(-1, -2) / 8).masked_fill(
+        (distance < 0) | (distance > window), float("-inf")
+    )
+    torch.testing.assert_close(found, logits.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base):
     anchor, model = TinyLlama(), TinyLlama()
     anchor.load(base)
@@ -171,9 +221,13 @@ def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base
     kinds[2] = ANSWER
 
     def drift():
-        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds)
+        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds, window)
 
-    assert drift().item() == pytest.approx(0, abs=1e-5)
+    window = None
+    far = functional_kl(anchor, tokens[:2, :-1])
+    assert drift().item() == pytest.approx(far, abs=1e-4)
+    whole, window = drift(), 16
+    assert drift() > whole
     with torch.no_grad():
         model.output += 0.05 * torch.randn_like(model.output)
     first = drift()

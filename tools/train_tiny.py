@@ -66,9 +66,12 @@ def options_for(given: argparse.Namespace) -> Options:
         transfer_steps=given.transfer_steps,
         lora_steps=given.lora_steps,
         lora_rate=1e-3,
-        lora_cache=(64, 128),
+        lora_rank=given.lora_rank,
+        lora_cache=(64, 256),
         lora_window=(64, 256),
         lora_target="teacher",
+        lora_maps=True,
+        replay=on_gpu,
         checkpoint_every=200,
         progress=True,
     )
@@ -80,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--polish-seconds", type=float, default=110)
+    parser.add_argument("--polish-seconds", type=float, default=450)
     parser.add_argument("--start", type=Path, help="a trained teacher's folder, to polish in place of an own one")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
@@ -93,13 +96,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
     parser.add_argument("--length", type=int, default=4096, help="of the distillation's sequences")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=2500)
-    parser.add_argument("--transfer-steps", type=int, default=200)
-    parser.add_argument("--lora-steps", type=int, default=40)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--transfer-steps", type=int, default=150)
+    parser.add_argument("--lora-steps", type=int, default=80)
+    parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")
-    parser.add_argument("--evaluation-seconds", type=float, default=90)
+    parser.add_argument("--evaluation-seconds", type=float, default=200)
     return parser.parse_args()
 
 

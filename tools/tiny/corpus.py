@@ -34,6 +34,12 @@ class Corpus:
     words: list[str]
     sentences: list[str]
 
+    def line_starts(self, tokens: np.ndarray) -> np.ndarray:
+        """The places in `tokens` that follow a line's end."""
+        size = self.tokenizer.get_vocab_size()
+        ends = np.array([self.tokenizer.decode([i]).endswith("\n") for i in range(size)])
+        return np.flatnonzero(ends[tokens[:-1]]) + 1
+
 
 def prepare(folder: Path) -> Corpus:
     """Reads what the folder holds, or makes it."""

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from lola_cpp.distill.lora import Student
-from tiny.corpus import Corpus
+from tiny.corpus import BOS, Corpus
 from tiny.tasks import TASKS, TaskMaker
 
 _TOKENS_AT_ONCE, _WALKED_AT_ONCE = 1 << 20, 1 << 21  # the walk from boundary to boundary takes less memory a token
 _PERPLEXITY_TOKENS = 1 << 17
+_BEGINS = {"": True, ", no begin-of-text token": False}  # the engine's prompts have one
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ class Evaluation:
         with torch.no_grad():
             return student.hidden(tokens, sparse_size=memory.sparse, teacher=memory.window == 0)
 
-    def perplexity(self, length: int, memories: Iterable[Memory]) -> dict[str, float]:
-        """On text that was not trained on, cut into rows of `length`."""
-        text = self.corpus.held_out[:_PERPLEXITY_TOKENS].astype(np.int64)
-        rows = torch.from_numpy(text[: len(text) // length * length].reshape(-1, length))
+    def perplexity(self, length: int, memories: Iterable[Memory], *, bos: bool = True) -> dict[str, float]:
+        """On text that was not trained on, cut into rows of `length`; `bos`: the first token begins a text."""
+        text, fresh = self.corpus.held_out[:_PERPLEXITY_TOKENS].astype(np.int64), length - bos
+        rows = torch.from_numpy(text[: len(text) // fresh * fresh].reshape(-1, fresh))
+        rows = torch.nn.functional.pad(rows, (int(bos), 0), value=BOS)
         found = {}
         for memory in memories:
             losses = []
@@ -118,8 +120,9 @@ def evaluate(
     short = min(lengths)
     result: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
     if "perplexity" not in result:
-        found = evaluation.perplexity(min(4096, max(lengths)), [*_memories(sparse, kappa), *large])
-        result |= {"perplexity": {str(min(4096, max(lengths))): found}, "recall": {}}
+        length, rows = min(4096, max(lengths)), [*_memories(sparse, kappa), *large]
+        found = {f"{length}{name}": evaluation.perplexity(length, rows, bos=bos) for name, bos in _BEGINS.items()}
+        result |= {"perplexity": found, "recall": {}}
         print(_table("perplexity by length", result["perplexity"]), flush=True)
         output.write_text(json.dumps(result, indent=1))
     for length in (length for length in lengths if str(length) not in result["recall"]):

@@ -92,10 +92,13 @@ class TinyLlama(nn.Module):
     def matrices(self) -> list[Tensor]:
         return [p for p in self.layers.parameters() if p.ndim == 2]
 
-    def hidden(self, tokens: Tensor, queries: Tensor | None, near: int) -> tuple[Tensor, Tensor]:
+    def hidden(
+        self, tokens: Tensor, queries: Tensor | None, near: int, window: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """States [rows, hidden] of tokens [batch, length], normed, and how badly keys and values foretell demand.
 
-        queries [batch, count]: places whose attention is looked at; near: what is closer is no demand on the cache.
+        queries [batch, count]: places whose attention is looked at; near: what is closer is no demand on the cache;
+        window: beyond so many tokens nothing is attended to.
         """
         batch, length = tokens.shape
         cos, sin = rope_tables(length, tokens.device)
@@ -107,7 +110,8 @@ class TinyLlama(nn.Module):
             q, k, v = (y.unflatten(0, (batch, length)).transpose(1, 2) for y in (q, k, v))
             if queries is not None:
                 demand = demand + _demand_loss(q, k, v, queries, near) / len(self.layers)
-            x = self.finish(layer, x, attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
+            y = attention(q, k, v) if window is None else windowed_attention(q, k, v, window)
+            x = self.finish(layer, x, y.transpose(1, 2).flatten(0, 1).flatten(1))
         return _norm(x, self.norm), demand
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -145,6 +149,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
     with sdpa_kernel(_BACKENDS, set_priority=True):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Each token attends to itself and the window before; in blocks as long as the window."""
+    length, padding = q.shape[2], -q.shape[2] % window
+    q = functional.pad(q, (0, 0, 0, padding)).unflatten(2, (-1, window)).transpose(1, 2)
+    k, v = (functional.pad(x, (0, 0, window, padding)).unflatten(2, (-1, window)) for x in (k, v))
+    k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3).transpose(1, 2) for x in (k, v))
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 2) for x in (k, v))
+    query = torch.arange(window, device=q.device)[:, None] + window
+    key = torch.arange(2 * window, device=q.device)
+    seen = (key <= query) & (key >= query - window)
+    first = torch.arange(q.shape[1], device=q.device)[:, None, None] == 0
+    seen = (seen & ~(first & (key < window)))[None, :, None]  # before the sequence there is nothing
+    seen = seen.expand(len(q), -1, -1, -1, -1).flatten(0, 1)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+        y = functional.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), seen)
+    return y.unflatten(0, (len(q), -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -57,8 +57,7 @@ class TaskMaker:
         self.corpus, self.rng, self.held_out = corpus, rng, held_out
         self.words = list(WORDS) if held_out else sorted(set(corpus.words) - set(WORDS))
         self.dense = (corpus.dense_held_out if held_out else corpus.dense_training).astype(np.int32)
-        ends = np.array([corpus.tokenizer.decode([i]).endswith("\n") for i in range(corpus.tokenizer.get_vocab_size())])
-        self.line_starts = np.flatnonzero(ends[self.dense[:-1]]) + 1
+        self.line_starts = corpus.line_starts(self.dense)
         self.full_stop = corpus.tokenizer.token_to_id(".")
         self.encode = lru_cache(maxsize=4096)(self._encode)
 
@@ -207,7 +206,8 @@ class TaskMaker:
             parts += [(self.encode(f"{word}:"), REST), (self.encode(value), ANSWER), (self.encode("\n"), REST)]
         tail = np.concatenate([ids for ids, _ in parts])
         kinds = np.concatenate([np.full(len(ids), kind, np.uint8) for ids, kind in parts])
-        front = self._text(max(1, length)).tokens[-max(1, length - len(tail)) :]
+        front = self._text(max(1, length)).tokens[-max(1, length - len(tail)) :].copy()
+        front[0] = BOS
         kinds = np.concatenate([np.full(len(front), REST, np.uint8), kinds])
         return self._exactly(np.concatenate([front, tail]), length), self._exactly(kinds, length)
 

@@ -22,7 +22,7 @@ from tiny.model import TinyLlama
 from tiny.tasks import ANSWER, TEXT, TaskMaker
 from tiny.text import TextMaker
 
-ANSWER_WEIGHT, REST_WEIGHT = 0.5, 0.1
+ANSWER_WEIGHT, REST_WEIGHT, WINDOWED_WEIGHT = 0.5, 0.1, 0.5
 DEMAND_FROM, DEMAND_LENGTH, DEMAND_QUERIES, NEAR = 0.3, 2048, 48, 64
 
 
@@ -40,6 +40,7 @@ class Stage:
     warm_up: int  # steps
     constant: float
     last: float
+    windows: tuple[int, ...] = ()  # plain text is foretold with these windows too; a step draws one
 
     def rate_at(self, step: int, progress: float) -> float:
         falling = 1.0 - (1 - self.last) * (progress - self.constant) / (1 - self.constant)
@@ -66,13 +67,14 @@ TEACHER = Stage(
 # At a low rate from the trained teacher on. Its text stays what it was: see _drift.
 POLISH = Stage(
     "polish",
-    ((0.0, {1024: 0.1, 4096: 0.25, 8192: 0.2, 16384: 0.15, 32768: 0.3}),),
-    recall=0.75,
-    lookalikes=0.6,
+    ((0.0, {1024: 0.1, 4096: 0.2, 8192: 0.2, 16384: 0.15, 32768: 0.35}),),
+    recall=0.7,
+    lookalikes=0.5,
     rate=4e-4,
     warm_up=30,
     constant=0.0,
     last=0.0,
+    windows=(64, 256, 256),
 )
 
 
@@ -195,7 +197,11 @@ def train_step(
     with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
         hidden, demand = model.hidden(tokens[:, :-1], queries, NEAR)
         losses = model.losses(hidden, model.output, tokens[:, 1:].flatten())
-        drift = _drift(model, anchor, hidden, tokens, kinds) if anchor is not None else None
+        drift = None
+        if anchor is not None:
+            windows = plan.stage.windows
+            window = windows[int(torch.randint(len(windows), ()))] if windows else None
+            drift = _drift(model, anchor, hidden, tokens, kinds, window)
     kinds = kinds.flatten()
     weights = torch.where(kinds == TEXT, 1.0, torch.where(kinds == ANSWER, 0.0, REST_WEIGHT))
     answers = (kinds == ANSWER).float()
@@ -209,19 +215,31 @@ def train_step(
     return torch.stack([text.detach(), answer.detach(), demand.detach()])
 
 
-def _drift(model: TinyLlama, anchor: TinyLlama, hidden: Tensor, tokens: Tensor, kinds: Tensor) -> Tensor:
-    """KL divergence from what the anchor foretells of the plain text.
+def _drift(
+    model: TinyLlama, anchor: TinyLlama, hidden: Tensor, tokens: Tensor, kinds: Tensor, window: int | None
+) -> Tensor:
+    """KL divergence from what the anchor foretells of the plain text, of `hidden` and, where there is a window, of what
+    the model foretells that sees no more than it.
 
-    Next-token loss would go on learning the library by heart, and the perplexity of other text would rise.
+    Next-token loss would go on learning the library by heart, and the perplexity of other text would rise. The anchor
+    is not shown the begin-of-text token: it may be one that never saw it before text.
     """
     rows = (kinds[:, 0] == TEXT).nonzero().flatten()
     if len(rows) == 0:
         return hidden.new_zeros((), dtype=torch.float32)
+    tokens = tokens[rows, :-1]
     with torch.no_grad():
-        wanted, _ = anchor.hidden(tokens[rows, :-1], None, NEAR)
+        wanted, _ = anchor.hidden(tokens[:, 1:], None, NEAR)
         wanted = functional.linear(wanted, anchor.output).float().log_softmax(-1)
-    found = functional.linear(hidden.unflatten(0, kinds.shape)[rows].flatten(0, 1), model.output)
-    return functional.kl_div(found.float().log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+
+    def divergence(states: Tensor) -> Tensor:
+        found = functional.linear(states.unflatten(0, tokens.shape)[:, 1:].flatten(0, 1), model.output)
+        return functional.kl_div(found.float().log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+
+    drift = divergence(hidden.unflatten(0, kinds.shape)[rows].flatten(0, 1))
+    if window is not None:
+        drift = drift + WINDOWED_WEIGHT * divergence(model.hidden(tokens, None, NEAR, window)[0])
+    return drift
 
 
 class Log:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from tiny.corpus import Corpus
+from tiny.corpus import BOS, EOS, Corpus
 
 RENAMED_SHARE = 0.7
+# Of the samples that begin with the begin-of-text token, as every prompt of the engine does. A few do not, so that
+# text without it is foretold as well.
+BOS_SHARE = 0.9
+START_SHARES = (0.25, 0.5, 0.25)  # anywhere, at a line's begin, at a document's
 
 
 class TextMaker:
     def __init__(self, corpus: Corpus, rng: np.random.Generator) -> None:
         self.text, self.rng, self.renamer = corpus.training.astype(np.int64), rng, Renamer(corpus, rng)
+        documents = np.concatenate([[0], np.flatnonzero(self.text[:-1] == EOS) + 1])
+        self.starts = [np.arange(len(self.text)), corpus.line_starts(corpus.training), documents]
 
     def sample(self, length: int) -> np.ndarray:
-        start = int(self.rng.integers(0, len(self.text) - length))
+        """From a document's begin on, or a line's, or from anywhere."""
+        start = int(self.rng.choice(self.starts[self.rng.choice(3, p=START_SHARES)]))
+        start = min(start, len(self.text) - length)
         piece = self.text[start : start + length]
-        return self.renamer(piece) if self.rng.random() < RENAMED_SHARE else piece
+        piece = self.renamer(piece) if self.rng.random() < RENAMED_SHARE else piece
+        if self.rng.random() < BOS_SHARE:
+            piece = np.concatenate([[BOS], piece[:-1]])
+        return piece
 
 
 class Renamer:

@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lora-target", choices=("text", "teacher"), default="text", help="next tokens, or the teacher's logits"
     )
+    parser.add_argument("--lora-maps", action="store_true", help="the maps go on learning with LoRA")
+    parser.add_argument("--replay", action="store_true", help="LoRA by CUDA graphs: faster where the model is small")
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -78,7 +80,7 @@ def _run(given: argparse.Namespace) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = given.folder or given.output.with_suffix("")
     names = "model weights length batch micro_batch transfer_steps transfer_rate maps lora_steps lora_rate lora_rank "
-    names += "lora_target checkpoint_every seed"
+    names += "lora_target lora_maps replay checkpoint_every seed"
     options = Options(
         data=tuple(given.data),
         folder=folder,

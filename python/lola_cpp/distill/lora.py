@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lola_cpp.distill.data import Sequences
 from lola_cpp.distill.feature_map import LayerMaps
 from lola_cpp.distill.linear_attention import attend, attend_with_cache
 from lola_cpp.distill.options import Options
+from lola_cpp.distill.replay import Replay, Step
 from lola_cpp.distill.stage import Stage, run_stage
 from lola_cpp.distill.teacher import Teacher, Update, Updates, finish, project, softmax_attention
 
@@ -56,31 +58,52 @@ class Student:
         return replace(self, options=replace(self.options, settings=settings))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
+        """What LoRA trains."""
+        tensors = {
             f"{i}.{name}.{half}": getattr(update, half)
             for i, updates in self.updates.items()
             for name, update in updates.items()
             for half in ("a", "b")
         }
+        if self.options.lora_maps:
+            tensors |= {f"{i}.{name}": value for i, maps in self.maps.items() for name, value in maps.tensors().items()}
+        return tensors
 
     def train(self, data: Sequences) -> None:
         """All steps that the checkpoint in the folder has not done yet."""
-        options = self.options
-        stage = Stage("lora", options.lora_steps, options.lora_rate, _CLIP, shown="loss")
-        run_stage(stage, options, data, self.tensors(), self._learn)
+        options, trained = self.options, list(self.tensors().values())
+        steps: dict[tuple[int, int], Step] = {}
+        for place in self._places():
+            step = partial(self._gradients, *place, trained)
+            steps[place] = Replay(step, options.device) if options.replay else step
 
-    def _learn(self, tokens: Tensor) -> Tensor:
-        """The loss of a batch; its gradients are left on the updates."""
-        options, losses = self.options, []
-        parts = tokens.split(options.micro_batch)
+        def learn(tokens: Tensor) -> Tensor:
+            losses = []
+            parts = tokens.split(options.micro_batch)
+            for part, place in zip(parts, cycle(self._places()), strict=False):
+                loss, *gradients = steps[place](part)
+                losses.append(loss / len(parts))
+                for value, gradient in zip(trained, gradients, strict=True):
+                    share = gradient / len(parts)
+                    value.grad = share if value.grad is None else value.grad + share
+            return torch.stack(losses).sum()
+
+        stage = Stage("lora", options.lora_steps, options.lora_rate, _CLIP, shown="loss")
+        run_stage(stage, options, data, self.tensors(), learn)
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Window and size of the cache of one micro-batch after the other."""
+        options = self.options
         windows = options.lora_window or (options.settings.window_size,)
-        for part, window, cache in zip(parts, cycle(windows), cycle(options.lora_cache), strict=False):
-            student = self.with_settings(window_size=window)
-            measure = student.divergence if options.lora_target == "teacher" else student.loss
-            loss = measure(part, sparse_size=cache) / len(parts)
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        count = options.batch // options.micro_batch
+        return list(islice(zip(cycle(windows), cycle(options.lora_cache), strict=False), count))
+
+    def _gradients(self, window: int, cache: int, trained: list[Tensor], tokens: Tensor) -> tuple[Tensor, ...]:
+        """The loss of a micro-batch, and its gradients."""
+        student = self.with_settings(window_size=window)
+        measure = student.divergence if self.options.lora_target == "teacher" else student.loss
+        loss = measure(tokens, sparse_size=cache)
+        return loss.detach(), *torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
 
     def hidden(self, tokens: Tensor, *, sparse_size: int = 0, teacher: bool = False) -> Tensor:
         """The states before the last norm. With `teacher` softmax attention and no updates."""

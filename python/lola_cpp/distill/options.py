@@ -12,7 +12,7 @@ from lola_cpp._core import UsageError
 from lola_cpp.convert.adapter import Settings
 
 TARGETS = ("text", "teacher")
-_LORA = ("lora_steps", "lora_rate", "lora_rank", "lora_cache", "lora_window", "lora_target")
+_LORA = ("lora_steps", "lora_rate", "lora_rank", "lora_cache", "lora_window", "lora_target", "lora_maps")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Options:
     lora_cache: tuple[int, ...] = (0,)
     lora_window: tuple[int, ...] = ()  # empty: that of the settings
     lora_target: str = "text"  # what LoRA learns: the next token, or the teacher's logits
+    lora_maps: bool = False  # the maps and window factors go on learning with LoRA
+    replay: bool = False  # LoRA's micro-batches as CUDA graphs, for small models, whose time goes to launching kernels
     checkpoint_every: int = 100
     seed: int = 0
     progress: bool = False
@@ -61,6 +63,8 @@ class Options:
             raise UsageError(f"lora_cache: found {list(self.lora_cache)}, wanted numbers from 0 on")
         if self.lora_target not in TARGETS:
             raise UsageError(f"lora_target: found {self.lora_target!r}, wanted one of {', '.join(TARGETS)}")
+        if self.replay and not (self.device.startswith("cuda") and self.weights == "device"):
+            raise UsageError(f"replay: found device {self.device} and weights {self.weights}, wanted cuda and device")
         scored = settings.policy in ("self_recall", "weighted_recall") and settings.chunk_size > 1
         if any(self.lora_cache) and not scored:
             raise UsageError(

@@ -64,7 +64,7 @@ def train(options: Options, teacher: Teacher, data: Sequences) -> Student:
     transfer = Transfer.start(options, teacher)
     transfer.train(data)
     for value in transfer.tensors().values():
-        value.requires_grad_(False)
+        value.requires_grad_(options.lora_maps)
     report = {"attention_error": {str(i): error for i, error in transfer.report(data).items()}}
     student = Student.start(options, teacher, transfer.maps)
     if options.lora_steps:

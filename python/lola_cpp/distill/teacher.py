@@ -61,6 +61,7 @@ class Teacher:
         self._checkpoint = open_folder(self.folder)
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._modules: dict[str, Any] = {}
+        self._rope: tuple[Tensor, Tensor] | None = None  # of the last length
         self._tied = bool(config.tie_word_embeddings)
 
     def layer(self, index: int) -> Any:
@@ -87,10 +88,12 @@ class Teacher:
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [length, head_dim], from angles in double precision."""
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * self._frequencies
-        angles = torch.cat([angles, angles], -1)
-        cos, sin = (self._rope_scale * x.to(torch.float32) for x in (angles.cos(), angles.sin()))
-        return cos.to(self.device), sin.to(self.device)
+        if self._rope is None or len(self._rope[0]) != length:
+            angles = torch.arange(length, dtype=torch.float64)[:, None] * self._frequencies
+            angles = torch.cat([angles, angles], -1)
+            cos, sin = (self._rope_scale * x.to(torch.float32) for x in (angles.cos(), angles.sin()))
+            self._rope = cos.to(self.device), sin.to(self.device)
+        return self._rope
 
     def _filled(self, prefix: str, module: Any, *, move: bool = True) -> Any:
         if prefix in self._modules:
