@@ -56,9 +56,9 @@ void SessionMemory::allocate(Fill fill) {
   stages_ = std::move(stages);
 }
 
-std::shared_ptr<Buffer> SessionMemory::new_page(size_t stage) const {
+std::shared_ptr<Buffer> SessionMemory::new_page(size_t stage, Fill fill) const {
   return std::make_shared<Buffer>(model_.stages()[stage].backend->allocate(
-      layout_.stages()[stage].page, "page of a session's KV cache"));
+      layout_.stages()[stage].page, "page of a session's KV cache", fill));
 }
 
 void SessionMemory::add_page(size_t index, std::shared_ptr<Buffer> page, Executor& executor) {
@@ -79,7 +79,7 @@ void SessionMemory::add_page(size_t index, std::shared_ptr<Buffer> page, Executo
 void SessionMemory::grow(int64_t tokens, Workspaces& workspaces) {
   for (size_t i = 0; layout_.has_kv() && i < stages_.size(); ++i) {
     while (std::ssize(stages_[i].pages) < page_count(tokens)) {
-      add_page(i, new_page(i), workspaces[i].executor());
+      add_page(i, new_page(i, Fill::kZeros), workspaces[i].executor());
     }
   }
 }
@@ -96,7 +96,7 @@ void SessionMemory::fork(const SessionMemory& from, int64_t tokens, Workspaces& 
     for (int64_t page = 0; layout_.has_kv() && page < page_count(tokens); ++page) {
       std::shared_ptr<Buffer> held = from.stages_[i].pages[static_cast<size_t>(page)];
       if ((page + 1) * kKvPageTokens > tokens) {
-        const std::shared_ptr<Buffer> other = std::exchange(held, new_page(i));
+        const std::shared_ptr<Buffer> other = std::exchange(held, new_page(i, Fill::kNothing));
         executor.copy(held->as<uint8_t>(), other->as<uint8_t>(), held->bytes());
       }
       add_page(i, std::move(held), executor);

@@ -70,7 +70,7 @@ class SessionMemory {
 
   void allocate(Fill fill);
   void add_page(size_t stage, std::shared_ptr<Buffer> page, Executor& executor);
-  std::shared_ptr<Buffer> new_page(size_t stage) const;
+  std::shared_ptr<Buffer> new_page(size_t stage, Fill fill) const;
 
   const Model& model_;
   const SessionLayout& layout_;
