@@ -9,17 +9,20 @@ namespace lola {
 
 constexpr int kClusterThreads = 256;
 constexpr int kMostClusterBlocks = 16;
-constexpr int kClusterNumbers = 3;  // of a head: largest logit, sum of exponentials, phi's
+constexpr int kOutputs = 32;  // that a block joins, of one head
 
 template <int kOwnHeads, int kOwnDim>
 struct ClusterShape {
   static constexpr int kHeads = kOwnHeads, kDim = kOwnDim;
-  static constexpr int kWarpOutputs = kHeads * kDim / 32;
-  static constexpr int kBlocks =
-      kWarpOutputs < kMostClusterBlocks ? kWarpOutputs : kMostClusterBlocks;
-  static constexpr int kOutputs = kHeads * kDim / kBlocks;     // that a block joins
-  static constexpr int kParts = kClusterThreads / (kDim / 2);  // of a block: two columns a thread
-  static constexpr int kRow = 2 * kDim;                        // bytes of a stored key
+  static constexpr int kBlocks = kHeads * kDim / kOutputs;
+  static constexpr int kExactWarps = 4;  // each has a part of the columns of all heads
+  static constexpr int kLinearWarps = kClusterThreads / 32 - kExactWarps;
+  static constexpr int kLinearParts = kLinearWarps / kHeads;  // warps of a head
+  static constexpr int kLinearShares = kBlocks * kLinearParts;
+  static constexpr int kRow = 2 * kDim;       // bytes of a stored key
+  static constexpr int kPairRow = kRow + 16;  // in shared memory, so that 8 rows meet all banks
+  static constexpr int kLaneColumns = kDim / 32;
+  static_assert(kBlocks <= kMostClusterBlocks && kLinearShares <= 32);
 };
 
 // Of `count`, what is a block's at most.
@@ -39,34 +42,32 @@ __host__ __device__ inline int sets_of(const LolaView& view) {
 // Shared memory of a block, the same in all of a cluster.
 template <typename S>
 struct ClusterMemory {
-  uint8_t* pairs;      // [2, pairs, row]: keys, then values
-  float* rows;         // [1 + sets, mapped, kHeads, kDim]: of the maps, then of the hidden states
-  float* exact;        // [kParts, kHeads, kDim]
-  float* linear;       // [kParts, kDim], of parts that each have one head
-  float2* sums;        // from all blocks [kBlocks, kOutputs]: exact, linear
-  float* q;            // [kHeads, kDim]
-  float* weights;      // [pairs, kHeads]
-  float* numbers;      // from all blocks [kBlocks, kClusterNumbers, kHeads]
-  float* phi;          // [kHeads, features]
-  float* hidden_sums;  // [sets, mapped, kHeads]
-  float* own;          // [kClusterNumbers, kHeads]
+  uint8_t* pairs;         // [2, pairs, kPairRow]: keys, then values
+  uint8_t* queries;       // [kHeads, 2, kPairRow]: scaled, in two float16 that add up to them
+  float* rows;            // [1 + sets, mapped, kHeads, kDim]: of the maps, then the hidden states
+  float* q;               // [kHeads, kDim]
+  float* exact;           // from all blocks [kBlocks, kOutputs]
+  float* linear;          // from all warps that have the block's head [kLinearShares, kOutputs]
+  float2* exact_numbers;  // [kBlocks]: largest logit, sum of exponentials
+  float* linear_numbers;  // [kLinearShares]: phi's
+  float* mapped;          // from all blocks [kHeads, map_size]: what activations make phi of
+  float* hidden_sums;     // [sets, mapped, kHeads]
   float* end;
 
   __host__ __device__ ClusterMemory(uint8_t* shared, const LolaView& view) {
     const int own_pairs = share_of<S::kBlocks>(view.ring_capacity + view.sparse_capacity);
-    const int mapped = share_of<S::kBlocks>(view.map.map_size), sets = sets_of(view);
+    const int own_rows = share_of<S::kBlocks>(view.map.map_size), sets = sets_of(view);
     pairs = shared;
-    rows = reinterpret_cast<float*>(pairs + 2 * own_pairs * S::kRow);
-    exact = rows + (1 + sets) * mapped * S::kHeads * S::kDim;
-    linear = exact + S::kParts * S::kHeads * S::kDim;
-    sums = reinterpret_cast<float2*>(linear + S::kParts * S::kDim);
-    q = reinterpret_cast<float*>(sums + S::kBlocks * S::kOutputs);
-    weights = q + S::kHeads * S::kDim;
-    numbers = weights + own_pairs * S::kHeads;
-    phi = numbers + S::kBlocks * kClusterNumbers * S::kHeads;
-    hidden_sums = phi + S::kHeads * view.features;
-    own = hidden_sums + sets * mapped * S::kHeads;
-    end = own + kClusterNumbers * S::kHeads;
+    queries = pairs + 2 * own_pairs * S::kPairRow;
+    rows = reinterpret_cast<float*>(queries + 2 * S::kHeads * S::kPairRow);
+    q = rows + (1 + sets) * own_rows * S::kHeads * S::kDim;
+    exact = q + S::kHeads * S::kDim;
+    linear = exact + S::kBlocks * kOutputs;
+    exact_numbers = reinterpret_cast<float2*>(linear + S::kLinearShares * kOutputs);
+    linear_numbers = reinterpret_cast<float*>(exact_numbers + S::kBlocks);
+    mapped = linear_numbers + S::kLinearShares;
+    hidden_sums = mapped + S::kHeads * view.map.map_size;
+    end = hidden_sums + sets * own_rows * S::kHeads;
   }
 };
 
@@ -90,6 +91,13 @@ __device__ inline void send(float2* to, float2 value, Barrier& barrier, int bloc
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
           address_in(to, block)),
       "f"(value.x), "f"(value.y), "r"(address_in(&barrier, block))
+      : "memory");
+}
+__device__ inline void send(float4* to, float4 value, Barrier& barrier, int block) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address_in(to, block)),
+      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(address_in(&barrier, block))
       : "memory");
 }
 #endif

@@ -38,17 +38,27 @@ void copy_rows(const Stream& stream, const float* x, int64_t rows, int64_t width
 
 void rope(const Stream& stream, const RopeRows& rows);
 
-// Value i of a head after rotation. Without a branch, so that the loads of several values can be
-// on their way together.
-__device__ inline float rotated(const RopeRows& rope, const float* head, int64_t row, int i) {
+// How value i of a row's heads turns: with which other, by what.
+struct Turn {
+  int other;
+  float cosine, sine;
+};
+__device__ inline Turn turn_of(const RopeRows& rope, int64_t row, int i) {
   const int pairs = static_cast<int>(rope.pairs), turning = min(i, 2 * pairs - 1);
   const bool interleaved = rope.layout == RopeLayout::kInterleaved;
   const int pair = interleaved ? turning / 2 : turning < pairs ? turning : turning - pairs;
   const bool second = turning != (interleaved ? 2 * pair : pair);
   const int step = interleaved ? 1 : pairs;
-  const float own = head[i], other = head[second ? turning - step : turning + step];
   const float c = rope.cosine[row * pairs + pair], s = rope.sine[row * pairs + pair];
-  return i > turning ? own : own * c + (second ? other : -other) * s;
+  if (i > turning) return {i, 1.0f, 0.0f};
+  return {second ? turning - step : turning + step, c, second ? s : -s};
+}
+
+// Value i of a head after rotation. Without a branch, so that the loads of several values can be
+// on their way together.
+__device__ inline float rotated(const RopeRows& rope, const float* head, int64_t row, int i) {
+  const Turn turn = turn_of(rope, row, i);
+  return head[i] * turn.cosine + head[turn.other] * turn.sine;
 }
 
 // gate = silu(gate) * up, [rows, width]

@@ -7,7 +7,8 @@
 // compiler where a division would stand else, and loops are seldom unrolled.
 #include <cooperative_groups.h>
 
-#include "backend/cuda/cluster_block.cuh"
+#include "backend/cuda/cluster_exact.cuh"
+#include "backend/cuda/cluster_linear.cuh"
 #include "backend/cuda/matmul.cuh"
 
 namespace lola {
@@ -23,46 +24,39 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
                    const __grid_constant__ ProductCopy copy) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(16) uint8_t cluster_shared[];
-  __shared__ float gates[S::kHeads];
   __shared__ Barrier mapped, joined;
   const auto cluster = cooperative_groups::this_cluster();
   if (threadIdx.x == 0) {
     mapped.set(1), joined.set(1);
     show_barriers();
     mapped.expect(static_cast<int>(view.map.map_size) * S::kHeads * 4);
-    joined.expect(S::kBlocks * (S::kOutputs * 8 + kClusterNumbers * S::kHeads * 4));
+    joined.expect(S::kBlocks * (kOutputs * 4 + 8) + S::kLinearShares * (kOutputs * 4 + 4));
   }
   cluster.barrier_arrive();
   const DevicePiece piece = pieces[blockIdx.z];
   const bool linear = piece.absorbed > 0;
   const ClusterBlock<S> block(view, piece, cluster_shared);
   block.bring(linear);
-  const int h = threadIdx.x;
-  if (h < S::kHeads) gates[h] = view.gate[block.first_head + min(h, block.heads - 1)];
+  const int joined_head = block.rank * kOutputs / S::kDim;
+  const float gate = view.gate[block.first_head + min(joined_head, block.heads - 1)];
+  const Turn turn = turn_of(rope, piece.row, static_cast<int>(threadIdx.x) % S::kDim);
   cluster.barrier_wait();
   wait_for_previous_kernel();
-  block.take_query(rows, rope);
+  block.take_query(rows, turn);
   wait_for_copies<0>();
   __syncthreads();
-  if (linear) block.map_query(mapped);
-  block.find_logits();
-  __syncthreads();
+  // From here on no warp waits for another of its block.
   const int warp = threadIdx.x / 32;
-  if (warp < S::kHeads) {
-    block.weigh(warp);
-    if (linear) {
-      mapped.wait(0);
-      block.find_features(warp);
-    }
+  if (warp < S::kExactWarps) {
+    answer_exact(block, warp, joined);
+  } else {
+    answer_linear(block, warp - S::kExactWarps, linear, mapped, joined);
   }
-  __syncthreads();
-  block.add_rows(linear);
-  __syncthreads();
-  block.leave(joined);
-  joined.wait(0);
   const AttentionOutput output{rows.out, copy, view.heads * S::kDim};
-  block.join(output, linear, gates);
   if (block.first_head == 0 && block.rank == 0) output.pad(piece.row);
+  if (warp > 0) return;
+  joined.wait(0);
+  block.join(output, linear, gate);
 #endif
 }
 

@@ -18,5 +18,19 @@ __device__ inline float warp_max(float value) {
   }
   return value;
 }
+// Each value summed over a warp; lane l gets the sum of value l * count / 32, in value[0]. count: a
+// power of 2 up to 32.
+template <int count, int width = 16>
+__device__ inline void spread_over_warp(float* value) {
+  constexpr int kLeft = count > 1 ? count / 2 : 1;
+  const bool upper = (threadIdx.x & width) != 0;
+#pragma unroll
+  for (int i = 0; i < kLeft; ++i) {
+    const float sent = count == 1 || upper ? value[i] : value[i + count / 2];
+    const float own = count > 1 && upper ? value[i + count / 2] : value[i];
+    value[i] = own + __shfl_xor_sync(~0u, sent, width);
+  }
+  if constexpr (width > 1) spread_over_warp<kLeft, width / 2>(value);
+}
 
 }  // namespace lola
