@@ -109,46 +109,72 @@ struct ClusterBlock {
     end_copies();
   }
 
-  // The queries, rotated, and the pair that enters: it goes to the window too. A thread has one
-  // column, and all that it reads is on its way at a time.
-  __device__ void take_query(const AttentionRows& rows, const Turn& turn) const {
-    constexpr int kStep = kClusterThreads / S::kDim, kEach = (S::kHeads + 1 + kStep) / kStep;
-    const float scale = 1.0f / sqrtf(static_cast<float>(S::kDim));
-    const int c = threadIdx.x % S::kDim, begin = threadIdx.x / S::kDim, own = newest() - first;
-    const int count = own >= 0 && own < pairs ? S::kHeads + 2 : S::kHeads;
+  // A thread has one column of some heads: of the queries, and of the pair that enters.
+  static constexpr int kStep = kClusterThreads / S::kDim, kEach = (S::kHeads + 1 + kStep) / kStep;
+  struct Sources {
+    const float* head[kEach];
+    int count;  // of heads
+  };
+  // Found before the query is there: the compiler would do it after.
+  __device__ Sources find_query(const AttentionRows& rows) const {
     const float* q = rows.q + (int64_t{piece.row} * view.heads + first_head) * S::kDim;
     const int64_t in = (int64_t{piece.row} * view.kv_heads + kv_head) * S::kDim;
+    const bool enters = has_newest();
+    Sources sources{{}, enters ? S::kHeads + 2 : S::kHeads};
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      const int h = static_cast<int>(threadIdx.x) / S::kDim + n * kStep;
+      const float* from = q + min(h, heads - 1) * S::kDim;
+      from = enters && h == S::kHeads ? rows.k + in : from;
+      sources.head[n] = enters && h > S::kHeads ? rows.v + in : from;
+      asm volatile("" : "+l"(sources.head[n]));
+    }
+    return sources;
+  }
+
+  // The queries, rotated, and the pair that enters, to shared memory. All that a thread reads is on
+  // its way at a time.
+  __device__ void take_query(const Sources& sources, const Turn& turn) const {
+    const float scale = 1.0f / sqrtf(static_cast<float>(S::kDim));
+    const int c = threadIdx.x % S::kDim, begin = threadIdx.x / S::kDim;
     float values[kEach], others[kEach];
 #pragma unroll
     for (int n = 0; n < kEach; ++n) {
-      const int h = begin + n * kStep;
-      const float* from = q + min(h, heads - 1) * S::kDim;
-      from = h == S::kHeads ? rows.k + in : from;
-      from = h > S::kHeads ? rows.v + in : from;
-      values[n] = h < count ? from[c] : 0.0f;
-      others[n] = h < count ? from[turn.other] : 0.0f;
+      values[n] = __ldcg(sources.head[n] + c);
+      others[n] = __ldcg(sources.head[n] + turn.other);
     }
 #pragma unroll
     for (int n = 0; n < kEach; ++n) {
       const int h = begin + n * kStep;
-      if (h >= count) break;
       const float turned = values[n] * turn.cosine + others[n] * turn.sine;
-      if (h < S::kHeads) {
+      if ((n + 1) * kStep <= S::kHeads || h < S::kHeads) {
         m.q[h * S::kDim + c] = turned;
         const __half2 halves = in_halves(turned * scale);
         auto* to = reinterpret_cast<__half*>(m.queries + 2 * h * S::kPairRow) + c;
         to[0] = halves.x;
         to[S::kPairRow / 2] = halves.y;
-        continue;
+      } else if (h < sources.count) {
+        const bool value = h > S::kHeads;
+        *(reinterpret_cast<__half*>(entering(value)) + c) =
+            __float2half_rn(value ? values[n] : turned);
       }
-      const bool value = h > S::kHeads;
-      const __half stored = __float2half_rn(value ? values[n] : turned);
-      reinterpret_cast<__half*>(m.pairs + (value * own_pairs() + own) * S::kPairRow)[c] = stored;
-      if (unit != kv_head * units) continue;
-      const int64_t slot = ring_slot(view, piece.window_slot, newest());
-      uint8_t* ring =
-          ring_row(view, piece.memory, value ? view.ring_v : view.ring_k, kv_head, slot);
-      reinterpret_cast<__half*>(ring)[c] = stored;
+    }
+  }
+
+  // Where the newest key or value is in shared memory, in the block that has it.
+  __device__ bool has_newest() const { return newest() >= first && newest() < first + pairs; }
+  __device__ uint8_t* entering(bool value) const {
+    return m.pairs + (value * own_pairs() + newest() - first) * S::kPairRow;
+  }
+
+  // It goes to the window; by a warp.
+  __device__ void keep_newest() const {
+    if (!has_newest() || unit != kv_head * units) return;
+    const int64_t slot = ring_slot(view, piece.window_slot, newest());
+    const int value = threadIdx.x % 32 / 16, at = threadIdx.x % 16 * 16;
+    uint8_t* ring = ring_row(view, piece.memory, value ? view.ring_v : view.ring_k, kv_head, slot);
+    if (at < S::kRow) {
+      *reinterpret_cast<uint4*>(ring + at) = *reinterpret_cast<const uint4*>(entering(value) + at);
     }
   }
 

@@ -40,9 +40,10 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   const int joined_head = block.rank * kOutputs / S::kDim;
   const float gate = view.gate[block.first_head + min(joined_head, block.heads - 1)];
   const Turn turn = turn_of(rope, piece.row, static_cast<int>(threadIdx.x) % S::kDim);
+  const auto sources = block.find_query(rows);
   cluster.barrier_wait();
   wait_for_previous_kernel();
-  block.take_query(rows, turn);
+  block.take_query(sources, turn);
   wait_for_copies<0>();
   __syncthreads();
   // From here on no warp waits for another of its block.
@@ -52,6 +53,7 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   } else {
     answer_linear(block, warp - S::kExactWarps, linear, mapped, joined);
   }
+  if (warp == 1) block.keep_newest();
   const AttentionOutput output{rows.out, copy, view.heads * S::kDim};
   if (block.first_head == 0 && block.rank == 0) output.pad(piece.row);
   if (warp > 0) return;
