@@ -9,19 +9,13 @@
 namespace lola {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// kBytes of the rows that row(i) gives on their way to shared memory, kStride from one to the next,
-// half a warp a row; those of null are left out.
-template <int kBytes, int kStride, typename Row>
-__device__ inline void bring_rows(uint8_t* to, int count, const Row& row) {
-#pragma unroll 1
-  for (int i = threadIdx.x / 16; i < count; i += kClusterThreads / 16) {
-    const uint8_t* from = row(i);
-    if (from == nullptr) continue;
+// kBytes of a row on their way to shared memory, by half a warp.
+template <int kBytes>
+__device__ inline void bring_row(void* to, const uint8_t* from) {
 #pragma unroll
-    for (int at = 0; at < kBytes; at += 256) {
-      const int own = at + static_cast<int>(threadIdx.x) % 16 * 16;
-      if (own < kBytes) copy_ahead(to + i * kStride + own, from + own, true);
-    }
+  for (int at = 0; at < kBytes; at += 256) {
+    const int own = at + static_cast<int>(threadIdx.x) % 16 * 16;
+    if (own < kBytes) copy_ahead(static_cast<uint8_t*>(to) + own, from + own, true);
   }
 }
 
@@ -36,7 +30,7 @@ struct ClusterBlock {
   const LolaView& view;
   const DevicePiece& piece;
   const ClusterMemory<S> m;
-  const int rank, unit, units, kv_head, first_head, heads;
+  const int rank, unit, kv_head, first_head, heads;
   const SeenPairs seen;
   int first, pairs;                 // of the exact pairs
   int map_first, map_rows, mapped;  // of the rows of a head's map, and for how many there is room
@@ -47,10 +41,9 @@ struct ClusterBlock {
         m(shared, layer),
         rank(blockIdx.x),
         unit(blockIdx.y),
-        units((layer.group + S::kHeads - 1) / S::kHeads),
-        kv_head(unit / units),
-        first_head(kv_head * layer.group + (unit - kv_head * units) * S::kHeads),
-        heads(min(S::kHeads, (kv_head + 1) * layer.group - first_head)),
+        kv_head(blockIdx.z),
+        first_head(kv_head * layer.group + unit * S::kHeads),
+        heads(min(S::kHeads, layer.group - unit * S::kHeads)),
         seen{layer, own, kv_head, layer.head_scope ? first_head : kv_head} {
     const int count = seen.count(), each = share_of<S::kBlocks>(count);
     first = rank * each;
@@ -66,47 +59,44 @@ struct ClusterBlock {
     return share_of<S::kBlocks>(view.ring_capacity + view.sparse_capacity);
   }
   __device__ int newest() const { return seen.window() - 1; }
-  // The first of the block's features of a set.
-  __device__ int feature(int set) const {
-    return map_first + (set % planes_of(view)) * static_cast<int>(view.map.map_size);
-  }
-
-  // All that does not depend on the query, but for the pair that enters with it.
+  // All that does not depend on the query, but for the pair that enters with it; half a warp a row.
   __device__ void bring(bool linear) const {
+    const int half_warp = threadIdx.x / 16, count = linear ? map_rows * S::kHeads : 0;
 #pragma unroll 1
-    for (int v = 0; v < 2; ++v) {
-      const int64_t in_window = v == 0 ? view.ring_k : view.ring_v;
-      const int64_t in_cache = v == 0 ? view.cache_k : view.cache_v;
-      bring_rows<S::kRow, S::kPairRow>(m.pairs + v * own_pairs() * S::kPairRow, pairs, [&](int i) {
-        return first + i == newest() ? nullptr : seen.row(first + i, in_window, in_cache);
-      });
-    }
+    for (int i = half_warp; i < count; i += kClusterThreads / 16) bring_features(i);
 #pragma unroll 1
-    for (int set = -1; set < sets_of(view) && linear; ++set) {
-      const bool pending = set >= planes_of(view);
-      const int64_t state = pending ? view.pending_state : view.state;
-      const auto* from =
-          set < 0 ? reinterpret_cast<const uint8_t*>(view.query_map) : piece.memory + state;
-      const int stride = set < 0 ? static_cast<int>(view.map.map_size) : view.features;
-      const int begin = set < 0 ? map_first : feature(set);
-      const int place = mapped * S::kHeads;
-      bring_rows<4 * S::kDim, 4 * S::kDim>(
-          reinterpret_cast<uint8_t*>(m.rows + (1 + set) * place * S::kDim), map_rows * S::kHeads,
-          [&](int i) {
-            const int row =
-                (first_head + min(i % S::kHeads, heads - 1)) * stride + begin + i / S::kHeads;
-            return from + static_cast<int64_t>(row) * (4 * S::kDim);
-          });
-      if (set < 0) continue;
-      const float* sums = floats_at(piece.memory, pending ? view.pending_sum : view.sum, 0);
-#pragma unroll 1
-      for (int i = threadIdx.x; i < map_rows * S::kHeads; i += kClusterThreads) {
-        const int h = first_head + min(i % S::kHeads, heads - 1);
-        copy_float_ahead(m.hidden_sums + set * place + i,
-                         sums + static_cast<int64_t>(h) * stride + begin + i / S::kHeads, true);
-      }
+    for (int i = half_warp; i < pairs; i += kClusterThreads / 16) {
+      if (first + i == newest()) continue;
+      const bool recent = first + i < seen.window();
+      const uint8_t* key = seen.row(first + i, view.ring_k, view.cache_k);
+      uint8_t* to = m.pairs + i * S::kPairRow;
+      bring_row<S::kRow>(to, key);
+      bring_row<S::kRow>(to + own_pairs() * S::kPairRow,
+                         key + (recent ? view.ring_v - view.ring_k : view.cache_v - view.cache_k));
     }
     end_copies();
+  }
+
+  // Row i of the block's: of a head's map, and of its hidden states.
+  __device__ void bring_features(int i) const {
+    constexpr int kBytes = 4 * S::kDim;
+    const int map_size = static_cast<int>(view.map.map_size), planes = planes_of(view);
+    const int head = first_head + min(i % S::kHeads, heads - 1), j = map_first + i / S::kHeads;
+    const int place = mapped * S::kHeads, feature = head * view.features + j;
+    float* to = m.rows + i * S::kDim;
+    bring_row<kBytes>(to, reinterpret_cast<const uint8_t*>(view.query_map) +
+                              int64_t{head * map_size + j} * kBytes);
+#pragma unroll 1
+    for (int set = 0; set < sets_of(view); ++set) {
+      const bool pending = set >= planes;
+      const int own = feature + set % planes * map_size;
+      bring_row<kBytes>(
+          to + (1 + set) * place * S::kDim,
+          piece.memory + (pending ? view.pending_state : view.state) + int64_t{own} * kBytes);
+      if (threadIdx.x % 16 > 0) continue;
+      copy_float_ahead(m.hidden_sums + set * place + i,
+                       floats_at(piece.memory, pending ? view.pending_sum : view.sum, own), true);
+    }
   }
 
   // A thread has one column of some heads: of the queries, and of the pair that enters.
@@ -169,7 +159,7 @@ struct ClusterBlock {
 
   // It goes to the window; by a warp.
   __device__ void keep_newest() const {
-    if (!has_newest() || unit != kv_head * units) return;
+    if (!has_newest() || unit > 0) return;
     const int64_t slot = ring_slot(view, piece.window_slot, newest());
     const int value = threadIdx.x % 32 / 16, at = threadIdx.x % 16 * 16;
     uint8_t* ring = ring_row(view, piece.memory, value ? view.ring_v : view.ring_k, kv_head, slot);

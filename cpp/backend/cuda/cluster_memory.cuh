@@ -72,6 +72,15 @@ struct ClusterMemory {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Barriers that show_barriers() has shown are there for all of the cluster after both of these.
+// They order nothing else, which would wait for memory.
+__device__ inline void arrive_at_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 // Numbers for another block of the cluster, counted by its barrier as they arrive.
 __device__ inline uint32_t address_in(const void* at, int block) {
   uint32_t there;

@@ -5,8 +5,6 @@
 //
 // A block runs through its code once, so fetching instructions counts: sizes are known to the
 // compiler where a division would stand else, and loops are seldom unrolled.
-#include <cooperative_groups.h>
-
 #include "backend/cuda/cluster_exact.cuh"
 #include "backend/cuda/cluster_linear.cuh"
 #include "backend/cuda/matmul.cuh"
@@ -25,15 +23,14 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(16) uint8_t cluster_shared[];
   __shared__ Barrier mapped, joined;
-  const auto cluster = cooperative_groups::this_cluster();
   if (threadIdx.x == 0) {
     mapped.set(1), joined.set(1);
     show_barriers();
     mapped.expect(static_cast<int>(view.map.map_size) * S::kHeads * 4);
     joined.expect(S::kBlocks * (kOutputs * 4 + 8) + S::kLinearShares * (kOutputs * 4 + 4));
   }
-  cluster.barrier_arrive();
-  const DevicePiece piece = pieces[blockIdx.z];
+  arrive_at_cluster();
+  const DevicePiece piece = *pieces;
   const bool linear = piece.absorbed > 0;
   const ClusterBlock<S> block(view, piece, cluster_shared);
   block.bring(linear);
@@ -41,7 +38,7 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   const float gate = view.gate[block.first_head + min(joined_head, block.heads - 1)];
   const Turn turn = turn_of(rope, piece.row, static_cast<int>(threadIdx.x) % S::kDim);
   const auto sources = block.find_query(rows);
-  cluster.barrier_wait();
+  wait_for_cluster();
   wait_for_previous_kernel();
   block.take_query(sources, turn);
   wait_for_copies<0>();
@@ -103,8 +100,8 @@ bool answers_in_cluster(const CudaDevice& device, const LolaView& view, const Pi
 void lola_attend_cluster(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
                          const AttentionRows& rows, const RopeRows& rope, const ProductCopy& copy) {
   with_shape(view, [&]<typename S>() {
-    const int64_t units = view.kv_heads * ceil_div(view.group, S::kHeads);
-    launch_cluster(stream, cluster_kernel<S>, grid_of(S::kBlocks, units, pieces.count),
+    const int64_t units = ceil_div(view.group, S::kHeads);
+    launch_cluster(stream, cluster_kernel<S>, grid_of(S::kBlocks, units, view.kv_heads),
                    kClusterThreads, shared_bytes<S>(view), S::kBlocks, view, pieces.data, rows,
                    rope, copy);
   });
