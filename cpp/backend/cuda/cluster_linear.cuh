@@ -22,19 +22,20 @@ struct Activation {
   __device__ Activation(const FeatureMap& map, const float* z)
       : kind(map.kind), most(-INFINITY), least(INFINITY), factor(1.0f), negative_factor(1.0f) {
     if (kind == FeatureMapKind::kRelu || kind == FeatureMapKind::kPosElu) return;
-    const auto f = static_cast<int>(map.map_size);
-    const int lane = threadIdx.x % 32;
-#pragma unroll 2
-    for (int j = lane; j < f; j += 32) most = fmaxf(most, z[j]), least = fminf(least, z[j]);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
-      least = fminf(least, __shfl_xor_sync(~0u, least, offset));
-    }
+    // The first two of a lane stay in registers.
+    const int f = static_cast<int>(map.map_size), lane = threadIdx.x % 32;
+    const float own[2] = {z[min(lane, f - 1)], z[min(lane + 32, f - 1)]};
+    most = fmaxf(own[0], own[1]), least = fminf(own[0], own[1]);
+#pragma unroll 1
+    for (int j = lane + 64; j < f; j += 32) most = fmaxf(most, z[j]), least = fminf(least, z[j]);
+    most = warp_max(most), least = -warp_max(-least);
     if (kind != FeatureMapKind::kSoftmaxDim && kind != FeatureMapKind::kSoftmaxDimHalf) return;
     float sum = 0.0f, negative_sum = 0.0f;
-#pragma unroll 2
-    for (int j = lane; j < f; j += 32) sum += expf(z[j] - most), negative_sum += expf(least - z[j]);
+    const auto add = [&](float x) { sum += expf(x - most), negative_sum += expf(least - x); };
+    if (lane < f) add(own[0]);
+    if (lane + 32 < f) add(own[1]);
+#pragma unroll 1
+    for (int j = lane + 64; j < f; j += 32) add(z[j]);
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(~0u, sum, offset);
@@ -111,19 +112,21 @@ struct LinearShare {
     float sum = 0.0f;
 #pragma unroll 1
     for (int i = part * kRows; i < block.map_rows; i += S::kLinearParts * kRows) {
-      const int count = min(block.map_rows - i, kRows), set = lane / kRows, own = i + lane % kRows;
+      const int set = lane / kRows, own = i + lane % kRows;
       float phi = 0.0f;
       if (set < sets && own < block.map_rows) {
-        phi = activation.feature(z[block.map_first + own], set % planes > 0);
+        phi = activation.feature(z[block.map_first + own], (set & (planes - 1)) > 0);
         sum += phi * block.m.hidden_sums[(set * block.mapped + own) * S::kHeads + head];
       }
-#pragma unroll 2
-      for (int n = 0; n < sets * kRows; ++n) {
-        const float weight = __shfl_sync(~0u, phi, n);
-        if (n % kRows >= count) continue;
-        const Lane x = row(n / kRows, i + n % kRows);
+#pragma unroll 1
+      for (int of = 0; of < sets; ++of) {
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) out.v[c] += weight * x.v[c];
+        for (int n = 0; n < kRows; ++n) {
+          const float weight = __shfl_sync(~0u, phi, of * kRows + n);
+          const Lane x = row(of, i + n);
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) out.v[c] += weight * x.v[c];
+        }
       }
     }
     sum = warp_sum(sum);

@@ -12,12 +12,20 @@ __device__ inline float half_warp_sum(float value) {
 __device__ inline float warp_sum(float value) {
   return half_warp_sum(value + __shfl_xor_sync(~0u, value, 16));
 }
+// Floats in the order of integers: with the other bits turned where they are negative.
+__device__ inline int ordered_bits(int bits) { return bits ^ (bits >> 31 & 0x7FFFFFFF); }
 __device__ inline float warp_max(float value) {
+#if __CUDA_ARCH__ >= 800
+  const int most = __reduce_max_sync(~0u, ordered_bits(__float_as_int(value)));
+  return __int_as_float(ordered_bits(most));
+#else
   for (int offset = 16; offset > 0; offset /= 2) {
     value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
   }
   return value;
+#endif
 }
+
 // Each value summed over a warp; lane l gets the sum of value l * count / 32, in value[0]. count: a
 // power of 2 up to 32.
 template <int count, int width = 16>
