@@ -61,11 +61,13 @@ struct ClusterBlock {
   __device__ int newest() const { return seen.window() - 1; }
   // All that does not depend on the query, but for the pair that enters with it; half a warp a row.
   __device__ void bring(bool linear) const {
+    constexpr int kHalfWarps = kClusterThreads / 32;  // of each of both kinds
     const int half_warp = threadIdx.x / 16, count = linear ? map_rows * S::kHeads : 0;
 #pragma unroll 1
-    for (int i = half_warp; i < count; i += kClusterThreads / 16) bring_features(i);
+    for (int i = half_warp - kHalfWarps; i >= 0 && i < count; i += kHalfWarps) bring_features(i);
+    const int own = half_warp < kHalfWarps ? pairs : 0;
 #pragma unroll 1
-    for (int i = half_warp; i < pairs; i += kClusterThreads / 16) {
+    for (int i = half_warp; i < own; i += kHalfWarps) {
       if (first + i == newest()) continue;
       const bool recent = first + i < seen.window();
       const uint8_t* key = seen.row(first + i, view.ring_k, view.cache_k);

@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   const float gate = view.gate[block.first_head + min(joined_head, block.heads - 1)];
   const Turn turn = turn_of(rope, piece.row, static_cast<int>(threadIdx.x) % S::kDim);
   const auto sources = block.find_query(rows);
-  wait_for_cluster();
   wait_for_previous_kernel();
   block.take_query(sources, turn);
   wait_for_copies<0>();
+  wait_for_cluster();
   __syncthreads();
   // From here on no warp waits for another of its block.
   const int warp = threadIdx.x / 32;
