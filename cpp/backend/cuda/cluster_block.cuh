@@ -32,8 +32,8 @@ struct ClusterBlock {
   const ClusterMemory<S> m;
   const int rank, unit, kv_head, first_head, heads;
   const SeenPairs seen;
-  int first, pairs;                 // of the exact pairs
-  int map_first, map_rows, mapped;  // of the rows of a head's map, and for how many there is room
+  int first, pairs;               // of the exact pairs
+  int map_first, map_rows, room;  // of the rows of a head's map, and for how many there is room
 
   __device__ ClusterBlock(const LolaView& layer, const DevicePiece& own, uint8_t* shared)
       : view(layer),
@@ -49,9 +49,10 @@ struct ClusterBlock {
     first = rank * each;
     pairs = max(min(count - first, each), 0);
     const auto map_size = static_cast<int>(layer.map.map_size);
-    mapped = share_of<S::kBlocks>(map_size);
+    const int mapped = share_of<S::kBlocks>(map_size);
     map_first = rank * mapped;
     map_rows = max(min(map_size - map_first, mapped), 0);
+    room = room_of<S>(layer);
   }
 
   // For how many exact pairs there is room.
@@ -84,7 +85,7 @@ struct ClusterBlock {
     constexpr int kBytes = 4 * S::kDim;
     const int map_size = static_cast<int>(view.map.map_size), planes = planes_of(view);
     const int head = first_head + min(i % S::kHeads, heads - 1), j = map_first + i / S::kHeads;
-    const int place = mapped * S::kHeads, feature = head * view.features + j;
+    const int place = room * S::kHeads, feature = head * view.features + j;
     float* to = m.rows + i * S::kDim;
     bring_row<kBytes>(to, reinterpret_cast<const uint8_t*>(view.query_map) +
                               int64_t{head * map_size + j} * kBytes);
@@ -172,10 +173,16 @@ struct ClusterBlock {
 
   // The outputs that the block joins, by a warp: each lane first has the numbers of a block, then
   // an output.
-  __device__ void join(const AttentionOutput& output, bool linear, float gate) const {
+  __device__ void join(const AttentionOutput& output, bool linear, float gate,
+                       const Barrier& joined) const {
     const int lane = threadIdx.x % 32, column = rank * kOutputs + lane;
+    const int to = first_head * S::kDim + column;
+    AttentionOutput::Place place = output.place(piece.row, to);
+    // Found before the numbers are there: the compiler would do it after.
+    asm volatile("" : "+l"(place.out), "+l"(place.half));
+    joined.wait(0);
     const float2 own = lane < S::kBlocks ? m.exact_numbers[lane] : float2{-INFINITY, 0.0f};
-    const float max = warp_max(own.x), factor = expf(own.x - max);
+    const float max = warp_max(own.x), factor = __expf(own.x - max);
     const float sum = warp_sum(factor * own.y);
     const float phi = warp_sum(lane < S::kLinearShares ? m.linear_numbers[lane] : 0.0f);
     float2 y = {0.0f, 0.0f};
@@ -183,16 +190,19 @@ struct ClusterBlock {
     for (int block = 0; block < S::kBlocks; ++block) {
       y.x += __shfl_sync(~0u, factor, block) * m.exact[block * kOutputs + lane];
     }
+    MixingWeights weights{1.0f, 0.0f};
+    if (linear) {
 #pragma unroll
-    for (int share = 0; share < S::kLinearShares; ++share) {
-      y.y += m.linear[share * kOutputs + lane];
+      for (int share = 0; share < S::kLinearShares; ++share) {
+        y.y += m.linear[share * kOutputs + lane];
+      }
+      weights = mixing_weights(view.mixing, view.affine, gate, max);
     }
     if (column / S::kDim >= heads) return;
-    const MixingWeights weights =
-        linear ? mixing_weights(view.mixing, view.affine, gate, max) : MixingWeights{1.0f, 0.0f};
     const float share = 1.0f / (weights.exact * sum + weights.linear * phi);
-    output.put_rounded(piece.row, first_head * S::kDim + column,
-                       share * (weights.exact * y.x + weights.linear * y.y));
+    const float value = share * (weights.exact * y.x + weights.linear * y.y);
+    place.put(value);
+    if (output.copy.rounded.q != nullptr) store_rounded(output.copy.rounded, to, value);
   }
 };
 #endif

@@ -86,13 +86,13 @@ struct ExactShare {
     for (int offset = 4; offset < 32; offset *= 2) {
       most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
     }
-    const float factor = expf(max - most);
+    const float factor = __expf(max - most);
     max = most;
     sum *= factor;
     uint32_t tiles[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      weights[i] = expf(weights[i] - most);
+      weights[i] = __expf(weights[i] - most);
       sum += weights[i];
       const __half2 halves = in_halves(weights[i]);
       tiles[i] = transposed_tile(*reinterpret_cast<const uint32_t*>(&halves));

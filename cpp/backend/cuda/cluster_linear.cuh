@@ -31,7 +31,7 @@ struct Activation {
     most = warp_max(most), least = -warp_max(-least);
     if (kind != FeatureMapKind::kSoftmaxDim && kind != FeatureMapKind::kSoftmaxDimHalf) return;
     float sum = 0.0f, negative_sum = 0.0f;
-    const auto add = [&](float x) { sum += expf(x - most), negative_sum += expf(least - x); };
+    const auto add = [&](float x) { sum += __expf(x - most), negative_sum += __expf(least - x); };
     if (lane < f) add(own[0]);
     if (lane + 32 < f) add(own[1]);
 #pragma unroll 1
@@ -41,8 +41,8 @@ struct Activation {
       sum += __shfl_xor_sync(~0u, sum, offset);
       negative_sum += __shfl_xor_sync(~0u, negative_sum, offset);
     }
-    factor = 1.0f / sum;
-    negative_factor = 1.0f / negative_sum;
+    factor = __fdividef(1.0f, sum);
+    negative_factor = __fdividef(1.0f, negative_sum);
   }
 
   __device__ float feature(float z, bool negative) const {
@@ -51,9 +51,9 @@ struct Activation {
     if (kind == FeatureMapKind::kRelu) {
       x = z;
     } else if (kind == FeatureMapKind::kPosElu) {
-      x = z > 0.0f ? 1.0f + z : expf(z);
+      x = z > 0.0f ? 1.0f + z : __expf(z);
     } else {
-      x = expf(negative ? least - z : z - most) * (negative ? negative_factor : factor);
+      x = __expf(negative ? least - z : z - most) * (negative ? negative_factor : factor);
     }
     return fmaxf(x, kLeastFeature);
   }
@@ -62,7 +62,7 @@ struct Activation {
 // A warp's share of the block's rows: every so many in which `kRows` are at a time.
 template <typename S>
 struct LinearShare {
-  static constexpr int kRows = 4, kColumns = S::kLaneColumns;
+  static constexpr int kRows = S::kRowsAtOnce, kColumns = S::kLaneColumns;
   using Lane = Columns<kColumns>;
 
   const ClusterBlock<S>& block;
@@ -74,9 +74,10 @@ struct LinearShare {
         part(warp / S::kHeads),
         lane(static_cast<int>(threadIdx.x) % 32) {}
 
-  // The lane's columns of row i of a set: -1 for the map's.
-  __device__ Lane row(int set, int i) const {
-    const int at = ((1 + set) * block.mapped + min(i, block.map_rows - 1)) * S::kHeads + head;
+  // The lane's columns of row i of a set: -1 for the map's. There is room for those after the last,
+  // up to a multiple of kRows, but nothing in it.
+  __device__ const Lane& row(int set, int i) const {
+    const int at = ((1 + set) * block.room + i) * S::kHeads + head;
     return *reinterpret_cast<const Lane*>(block.m.rows + at * S::kDim + lane * kColumns);
   }
 
@@ -89,7 +90,7 @@ struct LinearShare {
       float sums[kRows] = {};
 #pragma unroll
       for (int n = 0; n < kRows; ++n) {
-        const Lane x = row(-1, i + n);
+        const Lane& x = row(-1, i + n);
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) sums[n] += q.v[c] * x.v[c];
       }
@@ -116,14 +117,15 @@ struct LinearShare {
       float phi = 0.0f;
       if (set < sets && own < block.map_rows) {
         phi = activation.feature(z[block.map_first + own], (set & (planes - 1)) > 0);
-        sum += phi * block.m.hidden_sums[(set * block.mapped + own) * S::kHeads + head];
+        sum += phi * block.m.hidden_sums[(set * block.room + own) * S::kHeads + head];
       }
 #pragma unroll 1
       for (int of = 0; of < sets; ++of) {
 #pragma unroll
         for (int n = 0; n < kRows; ++n) {
           const float weight = __shfl_sync(~0u, phi, of * kRows + n);
-          const Lane x = row(of, i + n);
+          if (i + n >= block.map_rows) continue;
+          const Lane& x = row(of, i + n);
 #pragma unroll
           for (int c = 0; c < kColumns; ++c) out.v[c] += weight * x.v[c];
         }

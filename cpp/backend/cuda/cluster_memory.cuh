@@ -22,6 +22,7 @@ struct ClusterShape {
   static constexpr int kRow = 2 * kDim;       // bytes of a stored key
   static constexpr int kPairRow = kRow + 16;  // in shared memory, so that 8 rows meet all banks
   static constexpr int kLaneColumns = kDim / 32;
+  static constexpr int kRowsAtOnce = 4;  // of a map or a hidden state, by a warp
   static_assert(kBlocks <= kMostClusterBlocks && kLinearShares <= 32);
 };
 
@@ -39,24 +40,31 @@ __host__ __device__ inline int sets_of(const LolaView& view) {
   return planes_of(view) * (view.pending_state < 0 ? 1 : 2);
 }
 
+// For how many rows of a head's map a block has room.
+template <typename S>
+__host__ __device__ inline int room_of(const LolaView& view) {
+  const int rows = share_of<S::kBlocks>(view.map.map_size);
+  return (rows + S::kRowsAtOnce - 1) / S::kRowsAtOnce * S::kRowsAtOnce;
+}
+
 // Shared memory of a block, the same in all of a cluster.
 template <typename S>
 struct ClusterMemory {
   uint8_t* pairs;         // [2, pairs, kPairRow]: keys, then values
   uint8_t* queries;       // [kHeads, 2, kPairRow]: scaled, in two float16 that add up to them
-  float* rows;            // [1 + sets, mapped, kHeads, kDim]: of the maps, then the hidden states
+  float* rows;            // [1 + sets, room, kHeads, kDim]: of the maps, then the hidden states
   float* q;               // [kHeads, kDim]
   float* exact;           // from all blocks [kBlocks, kOutputs]
   float* linear;          // from all warps that have the block's head [kLinearShares, kOutputs]
   float2* exact_numbers;  // [kBlocks]: largest logit, sum of exponentials
   float* linear_numbers;  // [kLinearShares]: phi's
   float* mapped;          // from all blocks [kHeads, map_size]: what activations make phi of
-  float* hidden_sums;     // [sets, mapped, kHeads]
+  float* hidden_sums;     // [sets, room, kHeads]
   float* end;
 
   __host__ __device__ ClusterMemory(uint8_t* shared, const LolaView& view) {
     const int own_pairs = share_of<S::kBlocks>(view.ring_capacity + view.sparse_capacity);
-    const int own_rows = share_of<S::kBlocks>(view.map.map_size), sets = sets_of(view);
+    const int own_rows = room_of<S>(view), sets = sets_of(view);
     pairs = shared;
     queries = pairs + 2 * own_pairs * S::kPairRow;
     rows = reinterpret_cast<float*>(queries + 2 * S::kHeads * S::kPairRow);

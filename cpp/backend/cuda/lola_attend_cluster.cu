@@ -54,8 +54,7 @@ __global__ void __launch_bounds__(kClusterThreads, 2)
   const AttentionOutput output{rows.out, copy, view.heads * S::kDim};
   if (block.first_head == 0 && block.rank == 0) output.pad(piece.row);
   if (warp > 0) return;
-  joined.wait(0);
-  block.join(output, linear, gate);
+  block.join(output, linear, gate, joined);
 #endif
 }
 

@@ -50,10 +50,18 @@ struct AttentionOutput {
   ProductCopy copy;
   int width;  // heads * head_dim
 
-  __device__ void put(int64_t row, int column, float value) const {
-    out[row * width + column] = value;
-    *copy.at(row, column) = __float2half_rn(value * kActivationScale);
+  struct Place {
+    float* out;
+    __half* half;
+    __device__ void put(float value) const {
+      *out = value;
+      *half = __float2half_rn(value * kActivationScale);
+    }
+  };
+  __device__ Place place(int64_t row, int column) const {
+    return {out + row * width + column, copy.at(row, column)};
   }
+  __device__ void put(int64_t row, int column, float value) const { place(row, column).put(value); }
   // The first `count` of a warp's rows, from `row` on; columns [0, head_dim) go to `first` and on.
   template <int kGroups>
   __device__ void put_rows(const Lane& lane, int64_t row, int count, int first, int head_dim,
