@@ -60,7 +60,9 @@ struct ClusterBlock {
     return share_of<S::kBlocks>(view.ring_capacity + view.sparse_capacity);
   }
   __device__ int newest() const { return seen.window() - 1; }
+
   // All that does not depend on the query, but for the pair that enters with it; half a warp a row.
+  // The warps that read the pairs bring them, the others what they read.
   __device__ void bring(bool linear) const {
     constexpr int kHalfWarps = kClusterThreads / 32;  // of each of both kinds
     const int half_warp = threadIdx.x / 16, count = linear ? map_rows * S::kHeads : 0;

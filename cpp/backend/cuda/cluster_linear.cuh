@@ -59,7 +59,7 @@ struct Activation {
   }
 };
 
-// A warp's share of the block's rows: every so many in which `kRows` are at a time.
+// A warp's share of the block's rows: of one head, kRows at a time, in turn with its other warps.
 template <typename S>
 struct LinearShare {
   static constexpr int kRows = S::kRowsAtOnce, kColumns = S::kLaneColumns;

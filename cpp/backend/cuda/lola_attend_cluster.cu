@@ -3,8 +3,9 @@
 // pairs, of the maps and of the hidden states to shared memory before the query is there, and sends
 // what the others need of it to theirs.
 //
-// A block runs through its code once, so fetching instructions counts: sizes are known to the
-// compiler where a division would stand else, and loops are seldom unrolled.
+// A block runs through its code once, and an instruction that it has not run before takes some ten
+// cycles: sizes are known to the compiler where a division would stand else, loops are seldom
+// unrolled, and half of the warps answer with pairs while the others do so with hidden states.
 #include "backend/cuda/cluster_exact.cuh"
 #include "backend/cuda/cluster_linear.cuh"
 #include "backend/cuda/matmul.cuh"
