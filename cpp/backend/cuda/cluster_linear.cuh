@@ -63,6 +63,7 @@ struct Activation {
 template <typename S>
 struct LinearShare {
   static constexpr int kRows = S::kRowsAtOnce, kColumns = S::kLaneColumns;
+  static constexpr int kLanes = 32 / kRows;  // that get the sum of a row
   using Lane = Columns<kColumns>;
 
   const ClusterBlock<S>& block;
@@ -95,11 +96,11 @@ struct LinearShare {
         for (int c = 0; c < kColumns; ++c) sums[n] += q.v[c] * x.v[c];
       }
       spread_over_warp<kRows>(sums);
-      const int own = i + lane / 8, j = block.map_first + own;
+      const int own = i + lane / kLanes, j = block.map_first + own;
       if (own >= block.map_rows) continue;
       if (block.view.map.skip) sums[0] += query[j];
 #pragma unroll
-      for (int to = lane % 8; to < S::kBlocks; to += 8) {
+      for (int to = lane % kLanes; to < S::kBlocks; to += kLanes) {
         send(block.m.mapped + head * block.view.map.map_size + j, sums[0], mapped, to);
       }
     }
