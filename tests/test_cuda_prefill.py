@@ -155,3 +155,38 @@ def test_sessions_in_one_pass_get_what_they_get_alone(
     for ours, theirs in zip(together, alone, strict=True):
         assert differences(ours.logits, theirs.logits) < ROUNDING
         assert_same_memories(ours, theirs, tmp_path, 1e-3)
+
+
+RECALLED: list[dict[str, Any]] = [
+    {},
+    {"head_dim": 128},
+    {"head_dim": 128, "feature_map": "relu", "policy": "weighted_recall"},
+    {"head_dim": 128, "feature_map": "softmax_dim_half", "feature_dim": 128, "skip_connection": True},
+    {"head_dim": 80, "feature_dim": 33, "sparse_scope": "head"},
+    {"feature_map": "pos_elu", "feature_dim": 100, "sparse_size": 11},
+    {"head_dim": 40, "feature_dim": 20, "window_size": 48, "chunk_size": 16, "sparse_size": 70},
+    {"sparse_size": 1000},
+    {"feature_dim": 130},  # more features than are mapped and scored at once
+]
+
+
+@pytest.mark.parametrize("options", RECALLED, ids=str)
+def test_the_boundary_of_a_step_keeps_what_the_cpu_keeps(tmp_path: Path, options: dict[str, Any]) -> None:
+    """From the same memories, so that no pair that competes is rounded another way."""
+    names = ("policy", "sparse_scope", "window_size", "chunk_size", "sparse_size")
+    session = {**BASE, "policy": "self_recall", **{name: options[name] for name in names if name in options}}
+    cpu, gpu = models(tmp_path, kappa=0.5, **{name: options[name] for name in options if name not in names})
+    chunk = session["chunk_size"]
+    for boundaries in (1, 2, 3, 5, 9, 19):
+        before = gpu.session(**session)
+        before.append(tokens(boundaries * chunk - 1, boundaries))
+        before.save(tmp_path / "before.gguf")
+        wanted, found = (model.load_session(tmp_path / "before.gguf") for model in (cpu, gpu))
+        others = [found.fork() for _ in range(2)]
+        for one in (wanted, found, *others):
+            one.pending.extend(tokens(1, 1))
+        advance([wanted])
+        advance([found])
+        advance(others)
+        for one in (found, *others):
+            assert_same_memories(one, wanted, tmp_path, 1e-3)

@@ -143,6 +143,13 @@ class CudaExecutor final : public Executor {
     const ProductCopy copy =
         products_.copy_of(rows.out, token_count_, layer.shape.heads * layer.shape.head_dim,
                           in_one && rounds_heads(views.front()));
+    // Memory that grows loses what it holds: it grows before boundaries are passed beside.
+    for (size_t i = 0; i < views.size() && in_one; ++i) {
+      const PlanGroup& group = inputs_.plan().groups[i];
+      for (const PlanRun& run : group.runs) {
+        if (run.chains > 0) scratch_of(views[i], run, group.config, 0);
+      }
+    }
     for (size_t i = 0; i < views.size(); ++i) {
       const PlanGroup& group = inputs_.plan().groups[i];
       if (!in_one) {
@@ -248,8 +255,11 @@ class CudaExecutor final : public Executor {
     if (run.chains == 0) return;
     const RunScratch scratch = scratch_of(view, run, config, 0);
     fork_stream();
-    pass_run(beside_, view, config, run, scratch);
-    keep_versions(beside_, view, inputs_.chains(run), scratch);
+    if (!pass_in_place(*device_, beside_, view, *config.policy,
+                       inputs_.boundaries(run.rounds.front()), scratch)) {
+      pass_run(beside_, view, config, run, scratch);
+      keep_versions(beside_, view, inputs_.chains(run), scratch);
+    }
     is_beside_ = true;
   }
 
@@ -264,6 +274,7 @@ class CudaExecutor final : public Executor {
     RunScratch scratch{};
     auto* memory = get<uint8_t>(run_scratch_, run_scratch(view, sizes, nullptr, scratch));
     run_scratch(view, sizes, memory, scratch);
+    scratch.counters = get<unsigned>(run_counters_, sizes.boundaries * view.owners());
     return scratch;
   }
 
@@ -339,6 +350,7 @@ class CudaExecutor final : public Executor {
   DeviceScratch one_counters_{*device_};
   DeviceScratch softmax_partials_{*device_};
   DeviceScratch run_scratch_{*device_};
+  DeviceScratch run_counters_{*device_};
   DeviceScratch keep_scratch_{*device_};
   DeviceScratch device_found_{*device_};
   TopShape top_{};            // of the latest keep_logits()

@@ -3,6 +3,7 @@
 // GPU.
 #include <algorithm>
 
+#include "backend/cuda/last_block.cuh"
 #include "backend/cuda/query_share.cuh"
 #include "lola/mixing.h"
 
@@ -31,21 +32,6 @@ __device__ inline float2 block_sums(const OneMemory<kHeads>& m, int h, int c, in
     sums.y += m.linear[(w * kHeads + h) * d + c];
   }
   return sums;
-}
-
-// Whether this block is the last of a query's splits to come here; the others' partials are then
-// there to be read.
-__device__ inline bool is_last(unsigned* counter, int splits) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(splits);
-    if (last) *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
 }
 
 // m.state of all splits together, and m.numbers: what a split's exponentials are to be multiplied
@@ -151,7 +137,7 @@ __global__ void __launch_bounds__(kShareThreads, 2)
       own.sums[i] = sums.x, own.sums[kHeads * d + i] = sums.y;
     }
     if (threadIdx.x < 3 * kHeads) own.numbers[threadIdx.x] = m.state[threadIdx.x];
-    if (!is_last(scratch.counters + unit, splits)) return;
+    if (!is_last_block(scratch.counters + unit, static_cast<unsigned>(splits))) return;
     join_states(scratch.partials, unit * splits, splits, d, m);
   }
   const AttentionOutput output{rows.out, copy, view.heads * d};

@@ -20,9 +20,13 @@ __device__ inline int64_t position_of(const LolaView& view, uint8_t* memory,
       memory + view.cache_position)[owner * view.sparse_capacity + number];
 }
 
+// Eligible pairs among which blocks choose in shared memory; among more it is in device memory.
+constexpr int kSharedChoice = 1024;
+
 // Which eligible pairs are absorbed: those that lose, into the next version of the hidden states,
-// or all, into imagined ones.
-enum class Absorb { kLost, kImagined };
+// or all, into imagined ones. In place: sparse caches and hidden states are those of the sessions,
+// of float16 pairs among which blocks choose in shared memory.
+enum class Absorb { kLost, kImagined, kLostInPlace };
 
 // Where pairs lose by their scores, the sparse caches get their next version too.
 void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,

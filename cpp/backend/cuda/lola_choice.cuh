@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "backend/cuda/lola_ops.cuh"
+#include "backend/cuda/lola_boundary.cuh"
 #include "memory/policies/policy_table.h"
 
 namespace lola {
@@ -15,6 +15,21 @@ inline int index_of(const CachePolicy& policy) {
   int index = 0;
   while (std::string_view(kCachePolicies[index].name) != policy.name) ++index;
   return index;
+}
+
+// What a policy may know of a pair, but for its error.
+__device__ inline PairFacts facts_of(const LolaView& view, const DeviceBoundary& boundary, int head,
+                                     int number, float key_norm2) {
+  const int64_t position =
+      position_of(view, boundary.memory, boundary.numbers, view.owner_of(head), number);
+  return {.recall_error = 0.0f,
+          .key_norm2 = key_norm2,
+          .kappa = view.kappa[head],
+          .head_dim = view.head_dim,
+          .position = position,
+          .age = boundary.seen - position,
+          .head = head,
+          .seed = view.seed};
 }
 
 // The score that the policy of an index in the table gives.

@@ -1,15 +1,14 @@
-// phi of the queries and of the eligible keys of a run, and of many single queries.
+// phi of the queries and of the eligible keys of a run.
 #include "backend/cuda/lola_view.cuh"
 #include "backend/cuda/row_tile.cuh"
 
 namespace lola {
 namespace {
 
-constexpr int kMapVectors = 32;            // rows of W in shared memory at a time
-constexpr int kMapLanes = 8;               // threads of a row
-constexpr int kMapTiles = 4;               // warps that share 16 rows, each a part of the vectors
-constexpr int kEachRows = 32 / kMapLanes;  // rows of a warp where it does not multiply
-constexpr int64_t kMostBytes = 96 << 10;   // of shared memory that small GPUs have
+constexpr int kMapVectors = 32;           // rows of W in shared memory at a time
+constexpr int kMapLanes = 8;              // threads of a row
+constexpr int kMapTiles = 4;              // warps that share 16 rows, each a part of the vectors
+constexpr int64_t kMostBytes = 96 << 10;  // of shared memory that small GPUs have
 
 template <int kRows>
 constexpr int kMapThreads = kMapLanes* kRows;
@@ -151,91 +150,6 @@ __global__ void __launch_bounds__(kMapThreads<kRows>)
   }
 }
 
-// Pieces of one token that a block prepares.
-template <int kRows>
-struct SinglePieces {
-  int count;
-  int row[kRows];
-  int64_t slot[kRows];  // of the pair that enters
-  uint8_t* memory[kRows];
-
-  __device__ void load(const LolaView& view, const DevicePiece* pieces, int all) {
-    const int r = threadIdx.x;
-    if (r == 0) count = min(kRows, all);
-    if (r < min(kRows, all)) {
-      row[r] = pieces[r].row;
-      slot[r] = pieces[r].position % view.ring_capacity;
-      memory[r] = pieces[r].memory;
-    }
-    __syncthreads();
-  }
-};
-
-// m.rows = value(r, c), and zeros around them. Many loads are on their way together.
-template <int kRows, typename Value>
-__device__ inline void fill_rows(const MapMemory<kRows>& m, int count, int head_dim,
-                                 const Value& value) {
-  const int first = static_cast<int>(threadIdx.x) / 32 * kEachRows;
-  __syncthreads();
-#pragma unroll 4
-  for (int c = threadIdx.x % 32; c < dots_columns(head_dim); c += 32) {
-    float held[kEachRows];
-#pragma unroll
-    for (int n = 0; n < kEachRows; ++n) {
-      held[n] = value(min(first + n, count - 1), min(c, head_dim - 1));
-    }
-#pragma unroll
-    for (int n = 0; n < kEachRows; ++n) {
-      const bool real = first + n < count && c < head_dim;
-      m.rows[(first + n) * m.stride + c] = real ? held[n] : 0.0f;
-    }
-  }
-  __syncthreads();
-}
-
-// A block per kRows pieces of one query head or of one kv head.
-template <PairType type, int kRows>
-__global__ void __launch_bounds__(kMapThreads<kRows>)
-    prepare_many_kernel(const __grid_constant__ LolaView view, const DevicePiece* pieces, int all,
-                        const __grid_constant__ AttentionRows rows,
-                        const __grid_constant__ RopeRows rope, float* features) {
-  extern __shared__ __align__(16) float shared[];
-  __shared__ SinglePieces<kRows> own;
-  const int first = blockIdx.x * kRows, d = view.head_dim;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const MapMemory<kRows> m(shared, d, view.features);
-  const int head = blockIdx.y, kv_head = head - view.heads;
-  const float* w = view.query_map + static_cast<int64_t>(head) * view.map.map_size * d;
-  if (kv_head < 0) stage_map(m, view.map, w, 0, d);
-  own.load(view, pieces + first, all - first);
-  wait_for_previous_kernel();
-  if (kv_head >= 0) {
-    const auto enter = [&](const float* in, int64_t offset, bool rotates) {
-      fill_rows(m, own.count, d, [&](int r, int c) {
-        const float* x = in + (int64_t{own.row[r]} * view.kv_heads + kv_head) * d;
-        return rotates ? rotated(rope, x, own.row[r], c) : x[c];
-      });
-      for (int r = warp; r < own.count; r += warps) {
-        store_row<type>(m.rows + r * m.stride, d, lane,
-                        ring_row(view, own.memory[r], offset, kv_head, own.slot[r]));
-      }
-    };
-    enter(rows.k, view.ring_k, true);
-    enter(rows.v, view.ring_v, false);
-    return;
-  }
-  const auto query = [&](int r) { return rope.q + (int64_t{own.row[r]} * view.heads + head) * d; };
-  fill_rows(m, own.count, d, [&](int r, int c) { return rotated(rope, query(r), own.row[r], c); });
-  for (int r = warp; r < own.count; r += warps) {
-    for (int c = lane; c < d; c += 32) query(r)[c] = m.rows[r * m.stride + c];
-  }
-  map_rows(m, view.map, w, d);
-  for (int r = warp; r < own.count; r += warps) {
-    float* to = features + (int64_t{first + r} * view.heads + head) * view.features;
-    for (int j = lane; j < view.features; j += 32) to[j] = m.phi[r * m.phi_stride + j];
-  }
-}
-
 // Calls f.template operator()<kRows>() for as many rows as fit.
 template <typename F>
 void with_rows(const LolaView& view, const F& f) {
@@ -254,18 +168,6 @@ void map_queries(const Stream& stream, const LolaView& view, const PieceSpan& ta
     launch(stream, map_queries_kernel<kRows>,
            grid_of(ceil_div(tasks.most_tokens, kRows), view.heads, tasks.count), kMapThreads<kRows>,
            MapMemory<kRows>::bytes(view.head_dim, view.features), view, tasks.data, rows, scratch);
-  });
-}
-
-void prepare_many(const Stream& stream, const LolaView& view, const PieceSpan& pieces,
-                  const AttentionRows& rows, const RopeRows& rope, float* features) {
-  with_rows(view, [&]<int kRows>() {
-    with_pair_type(view.type, [&]<PairType type>() {
-      launch(stream, prepare_many_kernel<type, kRows>,
-             grid_of(ceil_div(pieces.count, kRows), view.heads + view.kv_heads), kMapThreads<kRows>,
-             MapMemory<kRows>::bytes(view.head_dim, view.features), view, pieces.data, pieces.count,
-             rows, rope, features);
-    });
   });
 }
 

@@ -2,50 +2,13 @@
 #include <algorithm>
 
 #include "backend/cuda/lola_boundary.cuh"
+#include "backend/cuda/lola_keep.cuh"
 #include "memory/policies/policy_table.h"
 
 namespace lola {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kMovesInFlight = 8;  // units of a row that a thread holds
-
-// Copies the numbered rows to the front of the cache, in order. A row only moves to a place at or
-// before its own, so what a batch overwrites was read by it or by a batch before.
-template <typename Unit>
-__device__ void move_rows(const LolaView& view, const RunScratch& scratch, const DeviceChain& chain,
-                          const Owner& owner, const int* numbers, bool value) {
-  const int units = static_cast<int>(view.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-  auto* to = reinterpret_cast<Unit*>(
-      cache_row(view, chain.memory, value ? view.cache_v : view.cache_k, owner.index, 0));
-  // Rows of up to kThreads units: several at a time, a thread per unit.
-  const int rows = max(1, kThreads / units), lanes = min(units, kThreads);
-  const int row = static_cast<int>(threadIdx.x) / lanes,
-            lane = static_cast<int>(threadIdx.x) % lanes;
-  const bool moves = row < rows;
-#pragma unroll 1
-  for (int begin = 0; begin < chain.cached; begin += rows * kMovesInFlight) {
-#pragma unroll 1
-    for (int unit = lane; unit < units; unit += lanes) {
-      Unit held[kMovesInFlight];
-#pragma unroll
-      for (int i = 0; i < kMovesInFlight; ++i) {
-        const int place = begin + i * rows + row;
-        if (!moves || place >= chain.cached) continue;
-        const uint8_t* from =
-            numbered_row(view, scratch, chain.memory, chain.numbers, owner, numbers[place], value);
-        held[i] = reinterpret_cast<const Unit*>(from)[unit];
-      }
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < kMovesInFlight; ++i) {
-        const int place = begin + i * rows + row;
-        if (moves && place < chain.cached) to[static_cast<int64_t>(place) * units + unit] = held[i];
-      }
-      __syncthreads();
-    }
-  }
-}
 
 __device__ inline void keep_cache(const LolaView& view, const RunScratch& scratch,
                                   const DeviceChain& chain, const Owner& owner) {
@@ -53,11 +16,8 @@ __device__ inline void keep_cache(const LolaView& view, const RunScratch& scratc
   const int* numbers = scratch.caches + part;
 #pragma unroll 1
   for (int value = 0; value < 2; ++value) {
-    if (view.row_bytes % 16 == 0) {
-      move_rows<uint4>(view, scratch, chain, owner, numbers, value == 1);
-    } else {
-      move_rows<uint16_t>(view, scratch, chain, owner, numbers, value == 1);
-    }
+    move_rows<kThreads>(view, scratch, chain.memory, chain.numbers, owner, numbers, chain.cached,
+                        value == 1);
   }
   const int64_t first = owner.index * view.sparse_capacity;
   auto* positions = reinterpret_cast<int64_t*>(chain.memory + view.cache_position) + first;

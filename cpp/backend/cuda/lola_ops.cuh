@@ -93,7 +93,8 @@ struct RunScratch {
   float* states;             // [versions, heads, state_floats]
   int64_t tokens;            // of the pass
   int64_t rows;
-  int64_t most;  // pairs that can be eligible at a boundary: the sparse cache and a chunk
+  int64_t most;        // pairs that can be eligible at a boundary: the sparse cache and a chunk
+  unsigned* counters;  // [boundaries, owners], zero between kernels
 };
 
 // What of it a run needs.
@@ -131,6 +132,12 @@ void lola_attend(const Stream& stream, const LolaView& view, const PieceSpan& pi
 void pass_boundaries(const Stream& stream, const LolaView& view, const CachePolicy& policy,
                      const BoundarySpan& boundaries, const RunScratch& scratch);
 
+// The same with their keys mapped too, where nobody reads what the sessions remembered before: they
+// remember the new versions at once. False where there are no kernels for such pairs, features, or
+// a GPU. Reads scratch.counters.
+bool pass_in_place(const CudaDevice& device, const Stream& stream, const LolaView& view,
+                   const CachePolicy& policy, const BoundarySpan& boundaries,
+                   const RunScratch& scratch);
 // The same of several boundaries of one session, each after the one before, in one kernel; false
 // where it has no room for them.
 bool pass_chain(const Stream& stream, const LolaView& view, const CachePolicy& policy,

@@ -28,19 +28,6 @@ struct ScoredPairs {
   __device__ int64_t feature_row(int number) const {
     return head * scratch.rows + boundary.feature_row + number;
   }
-  // What a policy may know of the pair, but for its error.
-  __device__ PairFacts facts(int number) const {
-    const int64_t position =
-        position_of(view, boundary.memory, boundary.numbers, view.owner_of(head), number);
-    return {.recall_error = 0.0f,
-            .key_norm2 = scratch.key_norms[feature_row(number)],
-            .kappa = view.kappa[head],
-            .head_dim = view.head_dim,
-            .position = position,
-            .age = boundary.seen - position,
-            .head = head,
-            .seed = view.seed};
-  }
 };
 
 // errors [kRows] = SRE of the pairs in a warp's columns. hidden: null while nothing is in it.
@@ -112,7 +99,9 @@ __global__ void __launch_bounds__(Part<kDim>::kThreads)
   if (row < kRows) numbers[row] = own;
   __syncthreads();
   PairFacts facts{};
-  if (row < kRows) facts = pairs.facts(own);
+  if (row < kRows) {
+    facts = facts_of(view, boundary, head, own, scratch.key_norms[pairs.feature_row(own)]);
+  }
   if (from != RecallFrom::kNothing) {
     HiddenRows hidden = from == RecallFrom::kStateAfter
                             ? hidden_at(view, scratch.imagined, blockIdx.z, head)

@@ -1,8 +1,11 @@
 // Each owner ranks its eligible pairs by their scores; those it does not keep are absorbed.
 #include <algorithm>
 
+#include "backend/cuda/absorbed_sums.cuh"
+#include "backend/cuda/last_block.cuh"
 #include "backend/cuda/lola_boundary.cuh"
 #include "backend/cuda/lola_choice.cuh"
+#include "backend/cuda/lola_keep.cuh"
 #include "backend/cuda/row_tile.cuh"
 
 namespace lola {
@@ -12,8 +15,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kFeatures = 32;  // of a block
 constexpr int kPhiStride = kFeatures + 4;
-constexpr int kPairs = 64;           // absorbed at a time
-constexpr int kSharedChoice = 1024;  // eligible pairs; the choice among more is in device memory
+constexpr int kPairs = 64;  // absorbed at a time
 constexpr int kRowWarps = kFeatures / kWarpRows, kColumnWarps = kWarps / kRowWarps;
 
 template <int kDim>
@@ -89,8 +91,9 @@ __device__ inline void load_eligible(const LolaView& view, const RunScratch& scr
 }
 
 // Lists the pairs that are lost, in order; returns their number. The next version of the owner's
-// sparse cache is written by the block that `writes`.
-template <PairType type>
+// sparse cache is written by the block that `writes`. in_place: that version is the memory itself,
+// where positions and scores are written; the numbers of the pairs that stay are left in m.numbers.
+template <bool in_place, PairType type>
 __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
                              const DeviceBoundary& boundary, int owner, bool writes,
                              const SettleMemory<type>& m) {
@@ -99,70 +102,37 @@ __device__ inline int choose(const LolaView& view, const RunScratch& scratch,
   const int capacity = static_cast<int>(view.sparse_capacity);
   const bool compete = capacity > 0 && count > capacity;
   load_eligible(view, scratch, boundary, owner, compete, m);
-  const int64_t next = cache_part(view, boundary.to, owner);
+  const int64_t next =
+      in_place ? owner * view.sparse_capacity : cache_part(view, boundary.to, owner);
+  float* scores =
+      in_place ? floats_at(boundary.memory, view.cache_score, next) : scratch.scores + next;
+  auto* positions = reinterpret_cast<int64_t*>(boundary.memory + view.cache_position) + next;
   int all_lost = 0;
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kThreads) {
     const int i = begin + static_cast<int>(threadIdx.x);
     const bool keeps =
         i < count && (compete ? rank_of<1>(m.keys, count, i) < capacity : capacity > 0);
+    const int number = m.numbers[min(i, count - 1)];
+    // Whatever takes this place is written after all of the batch have read theirs.
+    int64_t position = 0;
+    if (in_place && keeps && writes) {
+      position = position_of(view, boundary.memory, boundary.numbers, owner, number);
+    }
     int total;
     const int lost = all_lost + count_before<kWarps>(i < count && !keeps, warps, total);
     all_lost += total;
     if (i >= count) continue;
-    if (!keeps) m.lost[lost] = m.numbers[i];
+    if (!keeps) m.lost[lost] = number;
+    if (keeps && in_place) m.numbers[i - lost] = number;
     if (keeps && writes) {
-      scratch.caches[next + i - lost] = m.numbers[i];
-      scratch.scores[next + i - lost] = compete ? score_of_key(m.keys[i]) : 0.0f;
+      if (in_place) positions[i - lost] = position;
+      if (!in_place) scratch.caches[next + i - lost] = number;
+      scores[i - lost] = compete ? score_of_key(m.keys[i]) : 0.0f;
     }
   }
   __syncthreads();
   return all_lost;
-}
-
-// Eight neighbouring columns of a row.
-struct EightColumns {
-  float4 first, second;
-
-  __device__ EightColumns() : first{}, second{} {}
-  __device__ explicit EightColumns(const float* from)
-      : first(four_at(from)), second(four_at(from + 4)) {}
-  template <typename Value>
-  __device__ explicit EightColumns(const Value& value)
-      : first{value(0), value(1), value(2), value(3)},
-        second{value(4), value(5), value(6), value(7)} {}
-  __device__ void add(const EightColumns& other) {
-    first.x += other.first.x, first.y += other.first.y, first.z += other.first.z;
-    first.w += other.first.w;
-    second.x += other.second.x, second.y += other.second.y, second.z += other.second.z;
-    second.w += other.second.w;
-  }
-  __device__ void store(float* to) const {
-    reinterpret_cast<float4*>(to)[0] = first;
-    reinterpret_cast<float4*>(to)[1] = second;
-  }
-};
-
-__device__ inline void add_to(float& a, float b) { a += b; }
-__device__ inline void add_to(EightColumns& a, const EightColumns& b) { a.add(b); }
-__device__ inline void store(float* to, float value) { *to = value; }
-__device__ inline void store(float* to, const EightColumns& value) { value.store(to); }
-
-// Where sum `at` of a hidden state is, or null.
-__device__ inline float* moved(const float* sums, int64_t at) {
-  return sums == nullptr ? nullptr : const_cast<float*>(sums) + at;
-}
-
-// to = from and what was absorbed. Where there are pending sums it waits in them, unless they are
-// flushed; imagined states (no pending ones to write) hold all.
-template <typename T>
-__device__ inline void write_sums(T main, T pending, const T& absorbed, bool flush, float* to,
-                                  float* to_pending) {
-  add_to(pending, absorbed);
-  const bool waits = to_pending != nullptr && !flush;
-  if (!waits) add_to(main, pending);
-  store(to, main);
-  if (to_pending != nullptr) store(to_pending, waits ? pending : T{});
 }
 
 // What a lane has of a block's features: rows of Hs of its warp, eight columns of each group.
@@ -227,13 +197,13 @@ __device__ inline float absorb(const LolaView& view, const RunScratch& scratch,
 // A block per kFeatures features of a head. The pairs of a boundary are summed first and added
 // once.
 template <PairType type, int kDim, Absorb what>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 2 : 1)
     settle_kernel(const __grid_constant__ LolaView view, const DeviceBoundary* boundaries,
                   const __grid_constant__ RunScratch scratch) {
   extern __shared__ __align__(16) float shared[];
   const DeviceBoundary boundary = boundaries[blockIdx.z];
   wait_for_previous_kernel();
-  constexpr bool kAll = what == Absorb::kImagined;
+  constexpr bool kAll = what == Absorb::kImagined, kInPlace = what == Absorb::kLostInPlace;
   constexpr int kParts = 2 * kGroups<kDim>;
   const int all = boundary.cached + boundary.leaving;
   if (boundary.memory == nullptr || (kAll && all <= view.sparse_capacity)) return;
@@ -256,7 +226,8 @@ __global__ void __launch_bounds__(kThreads)
                              static_cast<int64_t>(blockIdx.z) * view.owners() + owner.index);
   const bool speaks = view.head_scope || head % view.group == 0;  // for its owner
   const int count =
-      kAll ? all : choose<type>(view, scratch, boundary, owner.index, speaks && blockIdx.x == 0, m);
+      kAll ? all
+           : choose<kInPlace>(view, scratch, boundary, owner.index, speaks && blockIdx.x == 0, m);
   const int stride = feature_stride(f);
   RowSums<kGroups<kDim>> sums;
   float sum = absorb<type>(
@@ -271,8 +242,13 @@ __global__ void __launch_bounds__(kThreads)
   if (kAll) {
     to = hidden_at(view, scratch.imagined, blockIdx.z, head);
     to.pending_state = to.pending_sum = nullptr;
-  } else if (count == 0 && to.state == from.state) {
+  } else if (!kInPlace && count == 0 && to.state == from.state) {
     return;
+  }
+  bool last = false;  // of those that read the owner's values
+  if constexpr (kInPlace) {
+    last = is_last_block(scratch.counters + blockIdx.z * view.owners() + owner.index,
+                         gridDim.x * (view.head_scope ? 1 : view.group));
   }
   const bool flush = (boundary.absorbed + count) / kFlushPairs > boundary.absorbed / kFlushPairs;
 #pragma unroll
@@ -286,9 +262,20 @@ __global__ void __launch_bounds__(kThreads)
   float* parts = m.phi;  // [kWarps, 32]; nobody reads the features any more
   parts[threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.x >= kFeatures || first + static_cast<int>(threadIdx.x) >= f) return;
-  for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
-  write_sums(main_sum, pending_sum, sum, flush, moved(to.sum, own), moved(to.pending_sum, own));
+  if (threadIdx.x < kFeatures && first + static_cast<int>(threadIdx.x) < f) {
+    for (int w = 1; w < kWarps; ++w) sum += parts[w * 32 + threadIdx.x];
+    write_sums(main_sum, pending_sum, sum, flush, moved(to.sum, own), moved(to.pending_sum, own));
+  }
+  if constexpr (kInPlace) {
+    const bool keys = speaks && blockIdx.x == gridDim.x - 1;  // nobody reads those
+#pragma unroll 1
+    for (int value = 0; value < 2; ++value) {
+      if (value == 0 ? keys : last) {
+        move_rows<kThreads>(view, scratch, boundary.memory, boundary.numbers, owner, m.numbers,
+                            all - count, value == 1);
+      }
+    }
+  }
 }
 
 template <Absorb what>
@@ -308,6 +295,13 @@ void settle(const Stream& stream, const LolaView& view, const BoundarySpan& boun
 
 void settle_boundaries(const Stream& stream, const LolaView& view, const BoundarySpan& boundaries,
                        const RunScratch& scratch, Absorb what) {
+  if (what == Absorb::kLostInPlace) {
+    launch(stream, settle_kernel<PairType::kF16, 128, Absorb::kLostInPlace>,
+           grid_of(ceil_div(view.features, kFeatures), view.heads, boundaries.count), kThreads,
+           SettleMemory<PairType::kF16>::bytes(view.head_dim, scratch.most), view, boundaries.data,
+           scratch);
+    return;
+  }
   if (what == Absorb::kLost) return settle<Absorb::kLost>(stream, view, boundaries, scratch);
   settle<Absorb::kImagined>(stream, view, boundaries, scratch);
 }

@@ -79,8 +79,51 @@ __device__ inline void wgmma<128>(float* d, const __half2* a, uint32_t b) {
       : "r"(bits_of(a[0])), "r"(bits_of(a[1])), "r"(bits_of(a[2])), "r"(bits_of(a[3])), "r"(b));
 }
 
+// What describes vectors of floats to the tensor cores: eight vectors' runs of four, 16 bytes each,
+// lie together, those of the next eight after them; `four_bytes` are from four values to the next.
+__device__ inline uint32_t wgmma_vectors(uint32_t shared_address, uint32_t four_bytes) {
+  return (shared_address & 0x3FFFFu) >> 4 | four_bytes >> 4 << 16;
+}
+
+#define LOLA_TF32_PRODUCT(index) \
+  "{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, 1, 0;\nmov.b64 b, {%" #index ", 0x00000008};\n"
+
+// d [64, vectors] += a [64, 8] and 8 values of each vector, in tf32; d and a as mma has them for 16
+// rows and 8 vectors.
+template <int vectors>
+__device__ void wgmma_tf32(float* d, const uint32_t (&a)[4], uint32_t b);
+
+template <>
+__device__ inline void wgmma_tf32<32>(float* d, const uint32_t (&a)[4], uint32_t b) {
+  asm volatile(
+      LOLA_TF32_PRODUCT(20)
+      "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, {%16, %17, %18, %19}, b, p, 1, 1;\n}\n"
+      : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b));
+}
+
+template <>
+__device__ inline void wgmma_tf32<64>(float* d, const uint32_t (&a)[4], uint32_t b) {
+  asm volatile(
+      LOLA_TF32_PRODUCT(36)
+      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, b, p, 1, 1;\n}\n"
+      : LOLA_SUMS8(d, 0), LOLA_SUMS8(d, 8), LOLA_SUMS8(d, 16), LOLA_SUMS8(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b));
+}
+
 #undef LOLA_SUMS8
 #undef LOLA_PRODUCT
+#undef LOLA_TF32_PRODUCT
+
+// What threads wrote to shared memory is seen by products.
+__device__ inline void show_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 #endif
 
