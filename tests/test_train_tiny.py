@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,14 +12,15 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers", reason="training needs transformers")
 pytest.importorskip("safetensors", reason="models are written with safetensors")
 
+from lola_cpp.distill.feature_map import features  # noqa: E402
 from lola_cpp.distill.lora import Student  # noqa: E402
 from lola_cpp.distill.options import Options  # noqa: E402
 from lola_cpp.distill.teacher import Teacher  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
-from tiny import model as tiny_model  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
+from tiny.memory import SETTINGS, Maps, remember  # noqa: E402
 from tiny.model import TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
 from tiny.text import Renamer, TextMaker  # noqa: E402
@@ -199,16 +201,25 @@ def functional_kl(model, tokens):
     return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize("window", [16, 64, 256])
-def test_attention_with_a_window_sees_it_and_no_more(window):
+@pytest.mark.parametrize(("window", "cache"), [(64, 8), (64, 64), (128, 16), (256, 256)])
+def test_the_polish_remembers_the_window_the_best_of_the_rest_and_a_state(window, cache):
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 150, 64, generator=generator) for heads in (8, 4, 4))
-    found = tiny_model.windowed_attention(q, k, v, window)
-    distance = torch.arange(150)[:, None] - torch.arange(150)
-    logits = (q @ k.repeat_interleave(2, 1).transpose(-1, -2) / 8).masked_fill(
-        (distance < 0) | (distance > window), float("-inf")
-    )
-    torch.testing.assert_close(found, logits.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-4, atol=1e-5)
+    q, k, v = (torch.randn(2, heads, 400, 64, generator=generator) for heads in (8, 4, 4))
+    maps = Maps(0)
+    found = remember(q, k, v, maps, window, cache)
+    ranks = (SETTINGS.kappa * k.square().sum(-1) / 128 + (v - v.mean(2, keepdim=True)).square().sum(-1).log()).double()
+    k, v, ranks = (x.repeat_interleave(2, 1) for x in (k, v, ranks))
+    phi_q, phi_k = features(q, maps.query_map, SETTINGS), features(k, maps.key_map, SETTINGS)
+    gate = maps.window_logits.sigmoid()
+    for head, place in itertools.product((0, 5), (0, 63, 64, 200, 399)):
+        left = max(0, place // 64 * 64 - window)
+        kept = ranks[1, head, :left].topk(min(cache, left)).indices.tolist()
+        exact = [*kept, *range(left, place + 1)]
+        lost = [i for i in range(left) if i not in kept]
+        weights = gate[head] * (k[1, head, exact] @ q[1, head, place] / 8).exp()
+        linear = (1 - gate[head]) * (phi_k[1, head, lost] @ phi_q[1, head, place])
+        wanted = (weights @ v[1, head, exact] + linear @ v[1, head, lost]) / (weights.sum() + linear.sum())
+        torch.testing.assert_close(found[1, head, place], wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base):
@@ -220,14 +231,25 @@ def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base
     tokens, kinds = torch.from_numpy(rows), torch.zeros(3, 64, dtype=torch.uint8)
     kinds[2] = ANSWER
 
-    def drift():
-        return tiny_teacher._drift(model, anchor, model.hidden(tokens[:, :-1], None, 64)[0], tokens, kinds, window)
+    def losses():
+        hidden, _ = model.hidden(tokens[:, :-1], None, 64)
+        return tiny_teacher._polished_losses(model, anchor, hidden, tokens, kinds, memories)
 
-    window = None
+    def drift():
+        return losses()[0]
+
+    memories = ()
     far = functional_kl(anchor, tokens[:2, :-1])
     assert drift().item() == pytest.approx(far, abs=1e-4)
-    whole, window = drift(), 16
-    assert drift() > whole
+    (whole, answer), memories = losses(), (tiny_teacher.Memory(64, 1, answers=True),)
+    twice = (1 + tiny_teacher.REMEMBERED_WEIGHT) * whole.item()  # 64 tokens: the window holds them all
+    assert losses()[0].item() == pytest.approx(twice, abs=1e-4)
+    assert losses()[1].item() == pytest.approx(2 * answer.item(), abs=1e-4)
+    memories = (tiny_teacher.Memory(0, 1, answers=False),)
+    assert losses()[1].item() == pytest.approx(answer.item(), abs=1e-4)
+    kinds[:] = ANSWER
+    assert drift() == 0
+    kinds[:2], memories = 0, ()
     with torch.no_grad():
         model.output += 0.05 * torch.randn_like(model.output)
     first = drift()

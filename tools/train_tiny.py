@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lola_cpp.convert.adapter import Settings
 from lola_cpp.distill.options import Options
 from lola_cpp.distill.run import distill
 from tiny.corpus import Corpus, prepare
 from tiny.evaluate import copy_tokenizer, evaluate
-from tiny.model import KAPPA
+from tiny.memory import SETTINGS
+from tiny.model import MAPS
 from tiny.tasks import TaskMaker
 from tiny.teacher import POLISH, Plan, train
 from tiny.text import TextMaker
@@ -57,13 +57,13 @@ def options_for(given: argparse.Namespace) -> Options:
         model=given.folder / "base",
         data=(given.folder / "samples.jsonl",),
         folder=given.folder / "distill",
-        settings=Settings(policy="weighted_recall", kappa=KAPPA, sparse_size=64, feature_dim=64),
+        settings=SETTINGS,
         device=given.device,
         dtype="bfloat16" if on_gpu else "float32",
         length=given.length,
         batch=given.batch,
         micro_batch=max(1, given.batch // 2),
-        transfer_steps=given.transfer_steps,
+        maps=given.folder / "base" / MAPS,
         lora_steps=given.lora_steps,
         lora_rate=1e-3,
         lora_rank=given.lora_rank,
@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--polish-seconds", type=float, default=450)
+    parser.add_argument("--polish-seconds", type=float, default=600)
     parser.add_argument("--start", type=Path, help="a trained teacher's folder, to polish in place of an own one")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
@@ -97,9 +97,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=4096, help="of the distillation's sequences")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--transfer-steps", type=int, default=150)
-    parser.add_argument("--lora-steps", type=int, default=80)
-    parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--lora-steps", type=int, default=150)
+    parser.add_argument("--lora-rank", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])
     parser.add_argument("--prompts", type=int, default=64, help="of a cell of the tables")

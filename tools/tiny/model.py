@@ -12,6 +12,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tiny.corpus import BOS, EOS, VOCABULARY
+from tiny.memory import Maps, remember, scores
+from tiny.shape import HEAD_DIM, HEADS, KV_HEADS
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -20,9 +22,9 @@ CONFIG = {
     "hidden_size": 256,
     "intermediate_size": 768,
     "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD_DIM,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     # A third of the dimensions turn less than once in 32K tokens, so that content is found at any distance.
@@ -36,8 +38,7 @@ CONFIG = {
     "eos_token_id": EOS,
     "torch_dtype": "bfloat16",
 }
-HEADS, KV_HEADS, HEAD_DIM = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
-KAPPA = 4.0  # of weighted_recall, which the demand loss trains the key norms for
+MAPS = "maps.pt"
 _VALUE_SHARPNESS = 4.0  # ten times the demand: squared distance from the mean times 10^(1 / 4)
 _BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
@@ -84,6 +85,7 @@ class TinyLlama(nn.Module):
         self.output = nn.Parameter(torch.randn(VOCABULARY, CONFIG["hidden_size"]) * CONFIG["hidden_size"] ** -0.5 * 0.5)
         self.norm = nn.Parameter(torch.ones(CONFIG["hidden_size"]))
         self.layers = nn.ModuleList([Layer() for _ in range(CONFIG["num_hidden_layers"])])
+        self.maps = nn.ModuleList(Maps(i) for i in range(CONFIG["num_hidden_layers"]))
         self.project, self.finish, self.losses = Layer.project, Layer.finish, _losses
 
     def compile_parts(self) -> None:
@@ -93,24 +95,24 @@ class TinyLlama(nn.Module):
         return [p for p in self.layers.parameters() if p.ndim == 2]
 
     def hidden(
-        self, tokens: Tensor, queries: Tensor | None, near: int, window: int | None = None
+        self, tokens: Tensor, queries: Tensor | None, near: int, memory: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """States [rows, hidden] of tokens [batch, length], normed, and how badly keys and values foretell demand.
 
         queries [batch, count]: places whose attention is looked at; near: what is closer is no demand on the cache;
-        window: beyond so many tokens nothing is attended to.
+        memory: how many pairs window and sparse cache hold, where attention is LoLA's.
         """
         batch, length = tokens.shape
         cos, sin = rope_tables(length, tokens.device)
         cos, sin = cos.repeat(batch, 1, 1), sin.repeat(batch, 1, 1)
         x = functional.embedding(tokens.flatten(), self.embedding)
         demand = x.new_zeros((), dtype=torch.float32)
-        for layer in self.layers:
+        for layer, maps in zip(self.layers, self.maps, strict=True):
             q, k, v = self.project(layer, x, cos, sin)
             q, k, v = (y.unflatten(0, (batch, length)).transpose(1, 2) for y in (q, k, v))
             if queries is not None:
                 demand = demand + _demand_loss(q, k, v, queries, near) / len(self.layers)
-            y = attention(q, k, v) if window is None else windowed_attention(q, k, v, window)
+            y = attention(q, k, v) if memory is None else remember(q, k, v, maps, *memory)
             x = self.finish(layer, x, y.transpose(1, 2).flatten(0, 1).flatten(1))
         return _norm(x, self.norm), demand
 
@@ -124,19 +126,31 @@ class TinyLlama(nn.Module):
             names |= {f"model.layers.{i}.{name}": value for name, value in parts.items()}
         return {f"{name}.weight": value for name, value in names.items()}
 
+    def named_maps(self) -> dict[str, Tensor]:
+        """By their names in a distillation's checkpoint."""
+        return dict(self.maps.named_parameters())
+
     def save(self, folder: Path) -> None:
-        """As a Hugging Face folder in bfloat16; the tokenizer is put beside it by its maker."""
+        """As a Hugging Face folder in bfloat16, with the maps beside it in the form of a distillation's checkpoint.
+
+        The tokenizer is put there by its maker.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
         tensors = {name: x.detach().to("cpu", torch.bfloat16).contiguous() for name, x in self.named_weights().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        maps = {name: x.detach().cpu() for name, x in self.named_maps().items()}
+        torch.save({"step": 0, "identity": {}, "tensors": maps}, folder / MAPS)
 
     def load(self, folder: Path) -> None:
-        """The weights that `save` wrote."""
+        """The weights and maps that `save` wrote."""
         stored = load_file(folder / "model.safetensors")
+        maps = torch.load(folder / MAPS, map_location="cpu", weights_only=True)["tensors"]
         with torch.no_grad():
             for name, value in self.named_weights().items():
                 value.copy_(stored[name])
+            for name, value in self.named_maps().items():
+                value.copy_(maps[name])
 
 
 def rope_tables(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -149,24 +163,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
     with sdpa_kernel(_BACKENDS, set_priority=True):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Each token attends to itself and the window before; in blocks as long as the window."""
-    length, padding = q.shape[2], -q.shape[2] % window
-    q = functional.pad(q, (0, 0, 0, padding)).unflatten(2, (-1, window)).transpose(1, 2)
-    k, v = (functional.pad(x, (0, 0, window, padding)).unflatten(2, (-1, window)) for x in (k, v))
-    k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3).transpose(1, 2) for x in (k, v))
-    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 2) for x in (k, v))
-    query = torch.arange(window, device=q.device)[:, None] + window
-    key = torch.arange(2 * window, device=q.device)
-    seen = (key <= query) & (key >= query - window)
-    first = torch.arange(q.shape[1], device=q.device)[:, None, None] == 0
-    seen = (seen & ~(first & (key < window)))[None, :, None]  # before the sequence there is nothing
-    seen = seen.expand(len(q), -1, -1, -1, -1).flatten(0, 1)
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
-        y = functional.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), seen)
-    return y.unflatten(0, (len(q), -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -196,7 +192,6 @@ def _demand_loss(q: Tensor, k: Tensor, v: Tensor, queries: Tensor, near: int) ->
         logits = (chosen @ k.transpose(-1, -2)).float() * HEAD_DIM**-0.5
         weights = logits.masked_fill(distance < 0, float("-inf")).softmax(-1)
         asked = weights.masked_fill(distance < near, 0).mean(2)
-    by_key = KAPPA * k.float().square().sum(-1) / (2 * HEAD_DIM)
-    unusual = v.float() - v.float().mean(2, keepdim=True)
-    by_value = _VALUE_SHARPNESS * (unusual.square().sum(-1) + 1e-6).log()
+    by_key, by_value = scores(k, v)
+    by_value = _VALUE_SHARPNESS * by_value
     return -(asked * (by_key.log_softmax(-1) + by_value.log_softmax(-1))).sum(-1).mean()

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,16 @@ from tiny.model import TinyLlama
 from tiny.tasks import ANSWER, TEXT, TaskMaker
 from tiny.text import TextMaker
 
-ANSWER_WEIGHT, REST_WEIGHT, WINDOWED_WEIGHT = 0.5, 0.1, 0.5
+ANSWER_WEIGHT, REST_WEIGHT, REMEMBERED_WEIGHT = 0.5, 0.1, 2.0
+MAPS_FASTER = 10
 DEMAND_FROM, DEMAND_LENGTH, DEMAND_QUERIES, NEAR = 0.3, 2048, 48, 64
+
+
+@dataclass(frozen=True)
+class Memory:
+    window: int
+    cache: int
+    answers: bool  # whether recall tasks are done with it too, or plain text alone is foretold
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Stage:
     warm_up: int  # steps
     constant: float
     last: float
-    windows: tuple[int, ...] = ()  # plain text is foretold with these windows too; a step draws one
+    memories: tuple[Memory, ...] = ()  # of these a step draws one, and uses it beside attention to everything
 
     def rate_at(self, step: int, progress: float) -> float:
         falling = 1.0 - (1 - self.last) * (progress - self.constant) / (1 - self.constant)
@@ -74,7 +83,7 @@ POLISH = Stage(
     warm_up=30,
     constant=0.0,
     last=0.0,
-    windows=(64, 256, 256),
+    memories=(Memory(64, 64, True), Memory(256, 256, False), Memory(256, 256, False)),
 )
 
 
@@ -126,7 +135,7 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
     if plan.start:
         model.load(plan.start)
         anchor = copy.deepcopy(model).requires_grad_(False)
-    optimizers = make_optimizers(model, model.matrices(), stage.rate)
+    optimizers = make_optimizers(model, model.matrices(), stage.rate, maps=model.maps.parameters())
     path = folder / f"{stage.name}.pt"
     step, spent = _load(path, model, optimizers, device)
     if plan.compile:
@@ -163,20 +172,30 @@ def train(corpus: Corpus, plan: Plan, folder: Path, device: str, *, seed: int = 
 
 
 def make_optimizers(
-    model: torch.nn.Module, matrices: list[Tensor], rate: float, *, decay: float = 0.1, decay_of_rest: float = 0.0
+    model: torch.nn.Module,
+    matrices: list[Tensor],
+    rate: float,
+    *,
+    decay: float = 0.1,
+    decay_of_rest: float = 0.0,
+    maps: Iterable[Tensor] = (),
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest."""
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    """Muon for the matrices of the layers, AdamW for the rest; feature maps learn MAPS_FASTER times as fast."""
+    maps = list(maps)
+    apart = {id(p) for p in (*matrices, *maps)}
+    groups = [{"params": [p for p in model.parameters() if id(p) not in apart]}]
+    if maps:
+        groups.append({"params": maps, "faster": MAPS_FASTER})
     return [
         torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay_of_rest),
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=decay_of_rest),
     ]
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("faster", 1)
 
 
 def train_step(
@@ -196,17 +215,10 @@ def train_step(
         queries = order.topk(min(DEMAND_QUERIES, length)).indices
     with torch.autocast("cuda", torch.bfloat16, enabled=tokens.is_cuda):
         hidden, demand = model.hidden(tokens[:, :-1], queries, NEAR)
-        losses = model.losses(hidden, model.output, tokens[:, 1:].flatten())
-        drift = None
-        if anchor is not None:
-            windows = plan.stage.windows
-            window = windows[int(torch.randint(len(windows), ()))] if windows else None
-            drift = _drift(model, anchor, hidden, tokens, kinds, window)
-    kinds = kinds.flatten()
-    weights = torch.where(kinds == TEXT, 1.0, torch.where(kinds == ANSWER, 0.0, REST_WEIGHT))
-    answers = (kinds == ANSWER).float()
-    text = (losses * weights).sum() / weights.sum().clamp_min(1) if drift is None else drift
-    answer = (losses * answers).sum() / answers.sum().clamp_min(1)
+        if anchor is None:
+            text, answer = _losses(model, hidden, tokens, kinds)
+        else:
+            text, answer = _polished_losses(model, anchor, hidden, tokens, kinds, plan.stage.memories)
     (text + ANSWER_WEIGHT * answer + plan.demand_weight * demand).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -215,31 +227,57 @@ def train_step(
     return torch.stack([text.detach(), answer.detach(), demand.detach()])
 
 
-def _drift(
-    model: TinyLlama, anchor: TinyLlama, hidden: Tensor, tokens: Tensor, kinds: Tensor, window: int | None
-) -> Tensor:
-    """KL divergence from what the anchor foretells of the plain text, of `hidden` and, where there is a window, of what
-    the model foretells that sees no more than it.
+def _losses(model: TinyLlama, hidden: Tensor, tokens: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean next-token losses of plain text (with a little of the tasks' other tokens) and of answers."""
+    losses, kinds = model.losses(hidden, model.output, tokens[:, 1:].flatten()), kinds.flatten()
+    weights = torch.where(kinds == TEXT, 1.0, torch.where(kinds == ANSWER, 0.0, REST_WEIGHT))
+    answers = (kinds == ANSWER).float()
+    text = (losses * weights).sum() / weights.sum().clamp_min(1)
+    return text, (losses * answers).sum() / answers.sum().clamp_min(1)
+
+
+def _polished_losses(
+    model: TinyLlama,
+    anchor: TinyLlama,
+    hidden: Tensor,
+    tokens: Tensor,
+    kinds: Tensor,
+    memories: tuple[Memory, ...],
+) -> tuple[Tensor, Tensor]:
+    """The same, with `hidden` and then with one of the memories, where plain text is held at what the anchor foretells
+    with attention to everything, by KL divergence.
 
     Next-token loss would go on learning the library by heart, and the perplexity of other text would rise. The anchor
     is not shown the begin-of-text token: it may be one that never saw it before text.
     """
-    rows = (kinds[:, 0] == TEXT).nonzero().flatten()
-    if len(rows) == 0:
-        return hidden.new_zeros((), dtype=torch.float32)
-    tokens = tokens[rows, :-1]
-    with torch.no_grad():
-        wanted, _ = anchor.hidden(tokens[:, 1:], None, NEAR)
-        wanted = functional.linear(wanted, anchor.output).float().log_softmax(-1)
+    is_text, targets = kinds[:, 0] == TEXT, tokens[:, 1:]
+    tokens, some_text, wanted = tokens[:, :-1], bool(is_text.any()), None
+    if some_text:
+        with torch.no_grad():
+            wanted, _ = anchor.hidden(tokens[is_text, 1:], None, NEAR)
+            wanted = functional.linear(wanted, anchor.output).float().log_softmax(-1)
 
-    def divergence(states: Tensor) -> Tensor:
-        found = functional.linear(states.unflatten(0, tokens.shape)[:, 1:].flatten(0, 1), model.output)
-        return functional.kl_div(found.float().log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+    def losses(states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of states [tokens of the rows, hidden]."""
+        states, text = states.unflatten(0, (-1, tokens.shape[1])), states.new_zeros((), dtype=torch.float32)
+        if some_text:
+            found = functional.linear(states[is_text[rows], 1:].flatten(0, 1), model.output).float().log_softmax(-1)
+            text = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        asked = kinds[rows] == ANSWER
+        answers = functional.linear(states[asked], model.output).float()
+        answer = functional.cross_entropy(answers, targets[rows][asked], reduction="sum")
+        return text, answer / asked.sum().clamp_min(1)
 
-    drift = divergence(hidden.unflatten(0, kinds.shape)[rows].flatten(0, 1))
-    if window is not None:
-        drift = drift + WINDOWED_WEIGHT * divergence(model.hidden(tokens, None, NEAR, window)[0])
-    return drift
+    every = torch.ones_like(is_text)
+    text, answer = losses(hidden, every)
+    if memories:
+        memory = memories[int(torch.randint(len(memories), ()))]
+        rows = every if memory.answers else is_text
+        if memory.answers or some_text:
+            states, _ = model.hidden(tokens[rows], None, NEAR, (memory.window, memory.cache))
+            again = losses(states, rows)
+            text, answer = text + REMEMBERED_WEIGHT * again[0], answer + again[1]
+    return text, answer
 
 
 class Log:
