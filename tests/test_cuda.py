@@ -247,7 +247,7 @@ def test_float_weights_give_the_tokens_of_the_cpu_after_long_prompts(tmp_path: P
         # Only where the order of a sum decides: both have the same two tokens first, as likely as each other.
         for (first, more), (second, less) in parted:
             assert {first, second} == {parted[0][0][0], parted[1][0][0]}
-            assert more - less < 0.02
+            assert more - less < 0.01
     assert same >= 8
 
 

@@ -16,12 +16,13 @@ from lola_cpp.distill.feature_map import features  # noqa: E402
 from lola_cpp.distill.lora import Student  # noqa: E402
 from lola_cpp.distill.options import Options  # noqa: E402
 from lola_cpp.distill.teacher import Teacher  # noqa: E402
+from lola_cpp.distill.transfer import Transfer  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
 from tiny.memory import SETTINGS, Maps, remember  # noqa: E402
-from tiny.model import TinyLlama  # noqa: E402
+from tiny.model import MAPS, TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
 from tiny.text import Renamer, TextMaker  # noqa: E402
 
@@ -95,6 +96,10 @@ def test_renaming_swaps_words_the_same_way_throughout(corpus):
 def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
     torch.manual_seed(0)
     model = TinyLlama()
+    with torch.no_grad():
+        for value in model.maps.parameters():
+            value += torch.randn_like(value)
+    maps = {name: value.detach().clone() for name, value in model.named_maps().items()}
     model.save(tmp_path)
     with torch.no_grad():  # the file is in bfloat16
         for value in model.parameters():
@@ -102,6 +107,13 @@ def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
     again = TinyLlama()
     again.load(tmp_path)
     assert all(torch.equal(value, model.named_weights()[name]) for name, value in again.named_weights().items())
+    transfer = Transfer.start(
+        Options(tmp_path, (), tmp_path, settings=SETTINGS, maps=tmp_path / MAPS), Teacher(tmp_path)
+    )
+    transfer.train(data=None)  # takes the maps that are given
+    for found in (again.named_maps(), transfer.tensors()):
+        assert found.keys() == maps.keys()
+        assert all(torch.equal(value, maps[name]) for name, value in found.items())
     tokens = torch.from_numpy(corpus.training[:101].astype(np.int64))[None]
     student = Student(Options(tmp_path, (), tmp_path), Teacher(tmp_path), {}, {})
     with torch.no_grad():

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cuda/cluster_block.cuh"
+#include "backend/cuda/matmul.cuh"
 
 namespace lola {
 
@@ -10,6 +11,8 @@ namespace lola {
 // Four 8 by 8 tiles of float16, whose rows lanes 0 to 7, 8 to 15, ... point at.
 struct FourTiles {
   uint32_t tile[4];
+
+  __device__ const __half2* halves() const { return reinterpret_cast<const __half2*>(tile); }
 };
 template <bool transposed>
 __device__ inline FourTiles load_tiles(const void* row) {
@@ -29,12 +32,6 @@ __device__ inline uint32_t transposed_tile(uint32_t tile) {
   uint32_t out;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(tile));
   return out;
-}
-__device__ inline void mma(float d[4], const FourTiles& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
-      "%9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.tile[0]), "r"(a.tile[1]), "r"(a.tile[2]), "r"(a.tile[3]), "r"(b0), "r"(b1));
 }
 
 // A warp's share: all pairs of the block, and kDim / kExactWarps columns of their values. A product
@@ -65,7 +62,7 @@ struct ExactShare {
     float sums[2][4] = {};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      mma(sums[step % 2], load_tiles<false>(keys + step * 32), q[step][0], q[step][1]);
+      mma(sums[step % 2], load_tiles<false>(keys + step * 32).halves(), q[step][0], q[step][1]);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -104,8 +101,9 @@ struct ExactShare {
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[t][i] *= factor;
       const int i = begin + lane % 8 + lane / 16 * 8;
-      mma(out[t], load_tiles<true>(row(values, i) + t * 32), tiles[0], tiles[1]);
-      if (more) mma(out[t], load_tiles<true>(row(values, i + 16) + t * 32), tiles[2], tiles[3]);
+      mma(out[t], load_tiles<true>(row(values, i) + t * 32).halves(), tiles[0], tiles[1]);
+      if (more)
+        mma(out[t], load_tiles<true>(row(values, i + 16) + t * 32).halves(), tiles[2], tiles[3]);
     }
   }
 
