@@ -22,17 +22,18 @@ namespace py = pybind11;
 namespace lola {
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-std::span<const float> to_span(const std::optional<Floats>& values) {
+std::span<const float> to_span(const std::optional<FloatArray>& values) {
   if (!values) return {};
   return {values->data(), static_cast<size_t>(values->size())};
 }
 
 int thread_count(int threads) { return threads == 0 ? default_thread_count() : threads; }
 
-py::array_t<uint8_t> encode(const Floats& values, const std::string& type, const std::string& name,
-                            const std::optional<Floats>& importance, int threads) {
+py::array_t<uint8_t> encode(const FloatArray& values, const std::string& type,
+                            const std::string& name, const std::optional<FloatArray>& importance,
+                            int threads) {
   if (values.ndim() < 1) throw UsageError("tensor " + quote(name) + ": wanted rows of weights");
   const QuantFormat& format = quant_format(type);
   const int64_t cols = values.shape(values.ndim() - 1);
@@ -54,7 +55,7 @@ py::array_t<uint8_t> encode(const Floats& values, const std::string& type, const
   return out;
 }
 
-using PlanRow = std::tuple<std::string, std::string, std::optional<Floats>>;
+using PlanRow = std::tuple<std::string, std::string, std::optional<FloatArray>>;
 
 void quantize(const GgufFile& source, const std::string& path, const std::vector<PlanRow>& rows,
               uint32_t file_type, int threads, const py::object& progress) {

@@ -77,12 +77,12 @@ void accept(Sampler& sampler, const std::vector<int64_t>& ids) {
   sampler.accept(tokens);
 }
 
-py::bytes save(const Sampler& sampler) {
+py::bytes save_sampler(const Sampler& sampler) {
   const std::vector<uint8_t> bytes = sampler.save();
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-std::unique_ptr<Sampler> load(const py::bytes& bytes) {
+std::unique_ptr<Sampler> load_sampler(const py::bytes& bytes) {
   const std::string_view view = bytes;
   return std::make_unique<Sampler>(
       Sampler::load({reinterpret_cast<const uint8_t*>(view.data()), view.size()}));
@@ -108,8 +108,9 @@ void bind_sampler(py::module_& module) {
       .def("accept", &accept, py::arg("ids"), "Tokens of a prompt, for the penalties to see.")
       .def("sample", &sample, py::arg("logits"), py::arg("top_logprobs") = 0,
            "logits [vocabulary] -> (id, logprob, [(id, logprob), ...] of the most likely).")
-      .def("save", &save, "Everything that the next sample depends on.")
-      .def_static("load", &load, py::arg("bytes"), "FormatError on bytes that save did not give.");
+      .def("save", &save_sampler, "Everything that the next sample depends on.")
+      .def_static("load", &load_sampler, py::arg("bytes"),
+                  "FormatError on bytes that save did not give.");
 }
 
 }  // namespace lola

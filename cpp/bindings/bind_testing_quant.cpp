@@ -36,7 +36,7 @@ int64_t block_count(const QuantFormat& format, std::string_view bytes) {
   return size / format.block_bytes;
 }
 
-py::array_t<float> decode(uint32_t type, const py::bytes& data) {
+py::array_t<float> decode_blocks(uint32_t type, const py::bytes& data) {
   const QuantFormat& format = quant_format(QuantType{type});
   const std::string_view bytes = data;
   const int64_t count = block_count(format, bytes);
@@ -63,7 +63,7 @@ py::tuple unpack(uint32_t type, const py::bytes& data) {
 
 void bind_testing_quant(py::module_& testing) {
   testing.def("quant_formats", list_formats);
-  testing.def("decode", decode, py::arg("type"), py::arg("data"));
+  testing.def("decode", decode_blocks, py::arg("type"), py::arg("data"));
   testing.def("unpack", unpack, py::arg("type"), py::arg("data"));
 }
 
