@@ -19,9 +19,11 @@ from lola_cpp.distill.teacher import Teacher  # noqa: E402
 from lola_cpp.distill.transfer import Transfer  # noqa: E402
 from lola_cpp.eval.tasks import WORDS  # noqa: E402
 from tiny import corpus as tiny_corpus  # noqa: E402
+from tiny import stages  # noqa: E402
 from tiny import teacher as tiny_teacher  # noqa: E402
+from tiny.calibration import calibrate  # noqa: E402
 from tiny.evaluate import SOFTMAX, Evaluation, Memory  # noqa: E402
-from tiny.memory import SETTINGS, Maps, remember  # noqa: E402
+from tiny.memory import SETTINGS, Maps, attend_chunks, remember  # noqa: E402
 from tiny.model import MAPS, TinyLlama  # noqa: E402
 from tiny.tasks import ANSWER, TASKS, TaskMaker  # noqa: E402
 from tiny.text import Renamer, TextMaker  # noqa: E402
@@ -68,15 +70,16 @@ def test_training_samples_have_their_length_and_none_of_the_words_of_the_evaluat
 def test_plain_text_begins_with_the_begin_of_text_token_and_often_a_line_or_a_document(corpus):
     text = TextMaker(corpus, np.random.default_rng(0))
     text.renamer = lambda piece: piece
-    lines, documents = (set(text.starts[i].tolist()) for i in (1, 2))
+    training, starts = text.texts[0]
+    lines, documents = (set(starts[i].tolist()) for i in (1, 2))
     begun, at_line, at_document, count = 0, 0, 0, 100
     for _ in range(count):
         piece = text.sample(64)
         assert len(piece) == 64
         begun += piece[0] == tiny_corpus.BOS
         if piece[0] == tiny_corpus.BOS:
-            alike = np.flatnonzero(text.text[:-62] == piece[1]).tolist()
-            places = {i for i in alike if (text.text[i : i + 63] == piece[1:]).all()}
+            alike = np.flatnonzero(training[:-62] == piece[1]).tolist()
+            places = {i for i in alike if (training[i : i + 63] == piece[1:]).all()}
             assert places
             at_line += bool(places & lines)
             at_document += bool(places & documents)
@@ -91,6 +94,35 @@ def test_renaming_swaps_words_the_same_way_throughout(corpus):
     pairs = set(zip(tokens.tolist(), renamed.tolist(), strict=True))
     assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
     assert 0.02 < np.mean(tokens != renamed) < 0.9
+
+
+def test_some_plain_text_is_of_documents_that_the_teacher_never_sees(corpus):
+    text = TextMaker(corpus, np.random.default_rng(0))
+    text.renamer = lambda piece: piece
+
+    def of(tokens: np.ndarray, piece: np.ndarray) -> bool:
+        return piece[1:].astype(tokens.dtype).tobytes() in tokens.tobytes()
+
+    for unseen, whole in ((0.0, corpus.training), (1.0, corpus.unseen)):
+        assert all(of(whole, text.sample(64, unseen)) for _ in range(20))
+    copies = sum(of(corpus.training, text.sample(256, 1.0)) for _ in range(40))
+    assert copies < 10  # some files share a table or a licence
+
+
+def test_calibrating_finds_the_temperature_that_a_text_was_drawn_at():
+    rng, size = np.random.default_rng(0), 50
+    states, output = rng.normal(size=(size, 16)), rng.normal(size=(size, 16))
+    likely = np.exp(states @ output.T / 2.0)  # the logits that follow each token, over the temperature
+    likely /= likely.sum(1, keepdims=True)
+    text = [1]
+    for _ in range(20_000):
+        text.append(int(rng.choice(size, p=likely[text[-1]])))
+    after = torch.from_numpy(states).float()
+    model = SimpleNamespace(
+        output=torch.from_numpy(output).float(), hidden=lambda tokens, *_: (after[tokens.flatten()], None)
+    )
+    assert calibrate(model, np.array(text, np.uint16), length=100) == pytest.approx(2.0, rel=0.02)
+    torch.testing.assert_close(model.output, torch.from_numpy(output).float() / 2.0, rtol=0.02, atol=0)
 
 
 def test_the_written_folder_is_the_model_that_was_trained(corpus, tmp_path):
@@ -154,7 +186,8 @@ class Oracle:
         return logits
 
 
-def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
+def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus, monkeypatch):
+    monkeypatch.setattr("tiny.evaluate._PERPLEXITY_TOKENS", 6000)
     memories = [SOFTMAX, Memory(64, 0), Memory(64, 32)]
     evaluation = Evaluation(Oracle(), corpus)
     found = evaluation.recall(300, memories, 4)
@@ -172,7 +205,7 @@ def test_an_answer_counts_where_every_token_of_it_is_the_likeliest(corpus):
 
 
 def test_the_rate_warms_up_stays_and_falls():
-    teacher, polish = tiny_teacher.TEACHER, tiny_teacher.POLISH
+    teacher, polish = stages.TEACHER, stages.POLISH
     rates = [teacher.rate_at(step, share) for step, share in ((0, 0), (500, 0.3), (500, 0.65), (500, 1.0))]
     assert rates == pytest.approx([2e-3 / 150, 2e-3, 2e-3, 6e-5])
     rates = [polish.rate_at(step, share) for step, share in ((0, 0), (100, 0.5), (100, 1.0))]
@@ -191,7 +224,7 @@ def base(tmp_path_factory):
 
 
 def test_polishing_goes_on_from_the_folder_and_from_its_own_checkpoint(corpus, base, tmp_path):
-    plan = tiny_teacher.Plan(2.0, tiny_teacher.POLISH, tokens=512, longest=256, workers=0, start=base)
+    plan = tiny_teacher.Plan(2.0, stages.POLISH, tokens=512, longest=256, workers=0, start=base)
     polished = tiny_teacher.train(corpus, plan, tmp_path, "cpu")
     start = TinyLlama()
     start.load(base)
@@ -218,7 +251,7 @@ def test_the_polish_remembers_the_window_the_best_of_the_rest_and_a_state(window
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 400, 64, generator=generator) for heads in (8, 4, 4))
     maps = Maps(0)
-    found = remember(q, k, v, maps, window, cache)
+    found = remember(q, k, v, maps, window, cache, attend_chunks)
     ranks = (SETTINGS.kappa * k.square().sum(-1) / 128 + (v - v.mean(2, keepdim=True)).square().sum(-1).log()).double()
     k, v, ranks = (x.repeat_interleave(2, 1) for x in (k, v, ranks))
     phi_q, phi_k = features(q, maps.query_map, SETTINGS), features(k, maps.key_map, SETTINGS)
@@ -253,11 +286,11 @@ def test_polishing_pulls_plain_text_back_to_what_the_start_foretold(corpus, base
     memories = ()
     far = functional_kl(anchor, tokens[:2, :-1])
     assert drift().item() == pytest.approx(far, abs=1e-4)
-    (whole, answer), memories = losses(), (tiny_teacher.Memory(64, 1, answers=True),)
+    (whole, answer), memories = losses(), (stages.Memory(64, 1, answers=True),)
     twice = (1 + tiny_teacher.REMEMBERED_WEIGHT) * whole.item()  # 64 tokens: the window holds them all
     assert losses()[0].item() == pytest.approx(twice, abs=1e-4)
     assert losses()[1].item() == pytest.approx(2 * answer.item(), abs=1e-4)
-    memories = (tiny_teacher.Memory(0, 1, answers=False),)
+    memories = (stages.Memory(0, 1, answers=False),)
     assert losses()[1].item() == pytest.approx(answer.item(), abs=1e-4)
     kinds[:] = ANSWER
     assert drift() == 0

@@ -23,15 +23,17 @@ import torch
 
 from lola_cpp.distill.options import Options
 from lola_cpp.distill.run import distill
+from tiny.calibration import calibrate
 from tiny.corpus import Corpus, prepare
 from tiny.evaluate import copy_tokenizer, evaluate
 from tiny.memory import SETTINGS
 from tiny.model import MAPS
+from tiny.stages import POLISH
 from tiny.tasks import TaskMaker
-from tiny.teacher import POLISH, Plan, train
+from tiny.teacher import Plan, train
 from tiny.text import TextMaker
 
-RECALL_SHARE = 0.3  # of the sequences the maps and the LoRA learn from
+RECALL_SHARE = 0.5  # of the sequences the maps and the LoRA learn from
 
 
 def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> None:
@@ -39,7 +41,7 @@ def write_samples(corpus: Corpus, path: Path, *, count: int, length: int) -> Non
     maker, text = TaskMaker(corpus, rng), TextMaker(corpus, rng)
     with path.open("w", encoding="utf-8") as lines:
         for _ in range(count):
-            tokens = maker.task(length)[0] if rng.random() < RECALL_SHARE else text.sample(length)
+            tokens = maker.task(length)[0] if rng.random() < RECALL_SHARE else text.sample(length, unseen=1.0)
             lines.write(json.dumps({"tokens": tokens.tolist()}) + "\n")
 
 
@@ -47,7 +49,10 @@ def make_teacher(given: argparse.Namespace, corpus: Corpus, output: Path, plan: 
     if not (output / "model.safetensors").is_file():
         names = ("demand_weight", "longest", "workers", "compile")
         plan = replace(plan, tokens=given.teacher_tokens, **{name: getattr(given, name) for name in names})
-        train(corpus, plan, given.folder, given.device).save(output)
+        model = train(corpus, plan, given.folder, given.device)
+        if plan.start is None:
+            print(f"temperature {calibrate(model, corpus.unseen, length=min(4096, given.longest)):.3f}", flush=True)
+        model.save(output)
         copy_tokenizer(given.folder, output)
 
 
@@ -65,11 +70,11 @@ def options_for(given: argparse.Namespace) -> Options:
         micro_batch=max(1, given.batch // 2),
         maps=given.folder / "base" / MAPS,
         lora_steps=given.lora_steps,
-        lora_rate=1e-3,
+        lora_rate=2e-4,
         lora_rank=given.lora_rank,
-        lora_cache=(64, 256),
-        lora_window=(64, 256),
-        lora_target="teacher",
+        lora_cache=(64, 64),
+        lora_window=(64, 448),
+        lora_target="text",
         lora_maps=True,
         replay=on_gpu,
         checkpoint_every=200,
@@ -83,7 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-seconds", type=float, default=340)
     parser.add_argument("--teacher-tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--polish-seconds", type=float, default=600)
+    parser.add_argument("--polish-seconds", type=float, default=800)
     parser.add_argument("--start", type=Path, help="a trained teacher's folder, to polish in place of an own one")
     parser.add_argument("--longest", type=int, default=32768)
     parser.add_argument(
@@ -96,8 +101,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="processes that make samples")
     parser.add_argument("--length", type=int, default=4096, help="of the distillation's sequences")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--lora-steps", type=int, default=150)
+    parser.add_argument("--samples", type=int, default=900)
+    parser.add_argument("--lora-steps", type=int, default=85)
     parser.add_argument("--lora-rank", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--sparse", type=int, nargs="+", default=[32, 64, 128, 192])

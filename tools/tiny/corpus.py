@@ -18,16 +18,20 @@ _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 _SPLIT = (  # Qwen2's: digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_HELD_OUT = 15  # every so many files one is not trained on
+_HELD_OUT = 15  # every so many files one is not trained on at all,
+_UNSEEN = 8  # and of the rest every so many one not by the teacher
 _BLANK_LINES = re.compile(r"\n[ \t]*(?=\n)")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens as uint16. dense: without blank lines, for haystacks; words and sentences are for recall tasks."""
+    """Tokens as uint16. unseen: documents that the teacher is not trained on, but polish and LoRA are, on what the
+    teacher foretells of them; dense: without blank lines, for haystacks; words and sentences are for recall tasks.
+    """
 
     tokenizer: Tokenizer
     training: np.ndarray
+    unseen: np.ndarray
     held_out: np.ndarray
     dense_training: np.ndarray
     dense_held_out: np.ndarray
@@ -48,7 +52,7 @@ def prepare(folder: Path) -> Corpus:
     arrays = np.load(folder / "corpus.npz")
     lists = json.loads((folder / "lists.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    names = ("training", "held_out", "dense_training", "dense_held_out")
+    names = ("training", "unseen", "held_out", "dense_training", "dense_held_out")
     return Corpus(tokenizer, *(arrays[name] for name in names), lists["words"], lists["sentences"])
 
 
@@ -56,9 +60,10 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = _library()
     random.Random(0).shuffle(texts)
-    held_out, training = texts[::_HELD_OUT], [text for i, text in enumerate(texts) if i % _HELD_OUT]
+    held_out, rest = texts[::_HELD_OUT], [text for i, text in enumerate(texts) if i % _HELD_OUT]
+    unseen, training = rest[::_UNSEEN], [text for i, text in enumerate(rest) if i % _UNSEEN]
     tokenizer = _train_tokenizer(training)
-    arrays = {}
+    arrays = {"unseen": _tokens(tokenizer, unseen)}
     for name, part in (("training", training), ("held_out", held_out)):
         arrays[name] = _tokens(tokenizer, part)
         arrays[f"dense_{name}"] = _tokens(tokenizer, [_BLANK_LINES.sub("", text) for text in part])

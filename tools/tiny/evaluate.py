@@ -116,7 +116,8 @@ def evaluate(
     """
     begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
     kappa = student.options.settings.kappa
-    large = [Memory(64, 448, kappa=kappa), Memory(256, 256, kappa=kappa), Memory(512, 0)]
+    shapes, rules = ((448, 64), (320, 192), (256, 256)), (("weighted_recall", kappa), ("self_recall", 0.0))
+    large = [Memory(512, 0), *(Memory(*shape, *rule) for rule in rules for shape in shapes)]
     short = min(lengths)
     result: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
     if "perplexity" not in result:

@@ -6,6 +6,8 @@ beforehand: the best of what has left the window. The hidden state has the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +20,7 @@ from tiny.shape import HEAD_DIM, HEADS, KV_HEADS
 
 # Of the student. kappa is what the demand loss trains the key norms for.
 SETTINGS = Settings(policy="weighted_recall", kappa=4.0, sparse_size=64, feature_dim=64)
+Attend = Callable[..., Tensor]
 _GROUP, _CHUNK = HEADS // KV_HEADS, SETTINGS.chunk_size
 
 
@@ -44,14 +47,15 @@ def scores(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return by_key, (unusual.square().sum(-1) + 1e-6).log()
 
 
-def remember(q: Tensor, k: Tensor, v: Tensor, maps: Maps, window: int, cache: int) -> Tensor:
-    """The outputs [batch, heads, length, head_dim]; each key-value head keeps `cache` pairs beside the window."""
+def remember(q: Tensor, k: Tensor, v: Tensor, maps: Maps, window: int, cache: int, attend: Attend) -> Tensor:
+    """The outputs [batch, heads, length, head_dim]; each key-value head keeps `cache` pairs beside the window.
+
+    attend: `attend_chunks`, compiled or not.
+    """
     with torch.autocast(q.device.type, enabled=False):
         dtype, length, padding, trained = q.dtype, q.shape[2], -q.shape[2] % _CHUNK, maps.layer_maps()
-        index, kept = _kept(k, v, window, cache)
-        seen = torch.cat([kept[:, :, :, None].expand(-1, -1, -1, _CHUNK, -1), _near(index, window)], -1)
+        index, kept = (x.repeat_interleave(_GROUP, 1) for x in _kept(k, v, window, cache))
         q, k, v = q.float(), k.float().repeat_interleave(_GROUP, 1), v.float().repeat_interleave(_GROUP, 1)
-        index, seen, kept = (x.repeat_interleave(_GROUP, 1) for x in (index, seen, kept))
         phi_q, phi_k = features(q, trained.query_map, SETTINGS), features(k, trained.key_map, SETTINGS)
         with_one = functional.pad(v, (0, 1), value=1.0)  # the state's last column is s
 
@@ -67,22 +71,31 @@ def remember(q: Tensor, k: Tensor, v: Tensor, maps: Maps, window: int, cache: in
         def blocks(x: Tensor) -> Tensor:
             return functional.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, _CHUNK))
 
-        values = torch.cat([cached(v), spans(v)], 3)
-        logits = blocks(q) @ torch.cat([cached(k), spans(k)], 3).transpose(-1, -2) * HEAD_DIM**-0.5
         absorbed = (blocks(phi_k).transpose(-1, -2) @ blocks(with_one)).cumsum(2)
-        absorbed = functional.pad(absorbed, (0, 0, 0, 0, 1 + window // _CHUNK, 0))[:, :, : logits.shape[2]]
+        absorbed = functional.pad(absorbed, (0, 0, 0, 0, 1 + window // _CHUNK, 0))[:, :, : index.shape[2]]
         state = absorbed - (cached(phi_k) * kept[..., None]).transpose(-1, -2) @ cached(with_one)
-        recalled = blocks(phi_q) @ state
-        gate_logits = trained.window_logits[:, None, None, None]
-        y = mix(
-            logits.masked_fill(~seen, float("-inf")),
-            lambda weights: weights @ values,
-            recalled[..., :-1],
-            recalled[..., -1:],
-            gate_logits,
-            SETTINGS,
-        )
-        return y.flatten(2, 3)[:, :, :length].to(dtype)
+        pairs = [torch.cat([cached(x), spans(x)], 3) for x in (k, v)]
+        gate_logits = trained.window_logits[:, None].expand(index.shape[:3])
+        first = _first_of_chunks(length, q.device)[:, 0].expand(index.shape[:3])
+        parts = (blocks(q), *pairs, kept, first, blocks(phi_q) @ state, gate_logits)
+        y = attend(*(x.flatten(0, 2) for x in parts))
+        return y.unflatten(0, index.shape[:3]).flatten(2, 3)[:, :, :length].to(dtype)
+
+
+def attend_chunks(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, first: Tensor, recalled: Tensor, gate_logits: Tensor
+) -> Tensor:
+    """One chunk of one head a row: queries [rows, chunk, d] to what the cache holds, of which `kept` is there, and to
+    the tokens from a window before the chunk on. first: where in the sequence the chunk begins; recalled: what the
+    hidden state has, [rows, chunk, d + 1].
+    """
+    offsets = torch.arange(k.shape[1] - kept.shape[1], device=q.device) - (k.shape[1] - kept.shape[1] - _CHUNK)
+    causal = offsets <= torch.arange(_CHUNK, device=q.device)[:, None]
+    near = causal & (first[:, None, None] + offsets >= 0)
+    seen = torch.cat([kept[:, None].expand(-1, _CHUNK, -1), near], -1)
+    logits = (q @ k.transpose(-1, -2) * HEAD_DIM**-0.5).masked_fill(~seen, float("-inf"))
+    linear, mass = recalled[..., :-1], recalled[..., -1:]
+    return mix(logits, lambda weights: weights @ v, linear, mass, gate_logits[:, None, None], SETTINGS)
 
 
 @torch.no_grad()
@@ -94,14 +107,6 @@ def _kept(k: Tensor, v: Tensor, window: int, cache: int) -> tuple[Tensor, Tensor
     by_key, by_value = scores(k, v)
     best, index = (by_key + by_value)[:, :, None].masked_fill(~left, float("-inf")).topk(min(cache, length), -1)
     return index, best > float("-inf")
-
-
-def _near(index: Tensor, window: int) -> Tensor:
-    """[batch, kv_heads, chunks, queries of a chunk, window + chunk]: what of its span a query sees."""
-    offsets = torch.arange(window + _CHUNK, device=index.device) - window
-    first = _CHUNK * torch.arange(index.shape[2], device=index.device)[:, None, None]
-    near = (offsets <= torch.arange(_CHUNK, device=index.device)[:, None]) & (first + offsets >= 0)
-    return near.expand(*index.shape[:2], -1, -1, -1)
 
 
 def _first_of_chunks(length: int, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tiny.corpus import BOS, EOS, VOCABULARY
-from tiny.memory import Maps, remember, scores
+from tiny.memory import Maps, attend_chunks, remember, scores
 from tiny.shape import HEAD_DIM, HEADS, KV_HEADS
 
 CONFIG = {
@@ -87,9 +87,11 @@ class TinyLlama(nn.Module):
         self.layers = nn.ModuleList([Layer() for _ in range(CONFIG["num_hidden_layers"])])
         self.maps = nn.ModuleList(Maps(i) for i in range(CONFIG["num_hidden_layers"]))
         self.project, self.finish, self.losses = Layer.project, Layer.finish, _losses
+        self.attend_chunks = attend_chunks
 
     def compile_parts(self) -> None:
         self.project, self.finish, self.losses = (torch.compile(f) for f in (Layer.project, Layer.finish, _losses))
+        self.attend_chunks = torch.compile(attend_chunks, dynamic=True)
 
     def matrices(self) -> list[Tensor]:
         return [p for p in self.layers.parameters() if p.ndim == 2]
@@ -112,7 +114,7 @@ class TinyLlama(nn.Module):
             q, k, v = (y.unflatten(0, (batch, length)).transpose(1, 2) for y in (q, k, v))
             if queries is not None:
                 demand = demand + _demand_loss(q, k, v, queries, near) / len(self.layers)
-            y = attention(q, k, v) if memory is None else remember(q, k, v, maps, *memory)
+            y = remember(q, k, v, maps, *memory, self.attend_chunks) if memory else attention(q, k, v)
             x = self.finish(layer, x, y.transpose(1, 2).flatten(0, 1).flatten(1))
         return _norm(x, self.norm), demand
 

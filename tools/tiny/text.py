@@ -1,4 +1,4 @@
-"""Slices of the training text, most of them with other names: the model cannot learn the library by heart."""
+"""Slices of the library's text, most of them with other names: the model cannot learn it by heart."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ START_SHARES = (0.25, 0.5, 0.25)  # anywhere, at a line's begin, at a document's
 
 class TextMaker:
     def __init__(self, corpus: Corpus, rng: np.random.Generator) -> None:
-        self.text, self.rng, self.renamer = corpus.training.astype(np.int64), rng, Renamer(corpus, rng)
-        documents = np.concatenate([[0], np.flatnonzero(self.text[:-1] == EOS) + 1])
-        self.starts = [np.arange(len(self.text)), corpus.line_starts(corpus.training), documents]
+        self.rng, self.renamer = rng, Renamer(corpus, rng)
+        self.texts = [(text.astype(np.int64), _starts(corpus, text)) for text in (corpus.training, corpus.unseen)]
 
-    def sample(self, length: int) -> np.ndarray:
-        """From a document's begin on, or a line's, or from anywhere."""
-        start = int(self.rng.choice(self.starts[self.rng.choice(3, p=START_SHARES)]))
-        start = min(start, len(self.text) - length)
-        piece = self.text[start : start + length]
+    def sample(self, length: int, unseen: float = 0.0) -> np.ndarray:
+        """From a document's begin on, or a line's, or from anywhere; `unseen`: how often from the unseen documents."""
+        text, starts = self.texts[int(self.rng.random() < unseen)]
+        start = int(self.rng.choice(starts[self.rng.choice(3, p=START_SHARES)]))
+        start = min(start, len(text) - length)
+        piece = text[start : start + length]
         piece = self.renamer(piece) if self.rng.random() < RENAMED_SHARE else piece
         if self.rng.random() < BOS_SHARE:
             piece = np.concatenate([[BOS], piece[:-1]])
         return piece
+
+
+def _starts(corpus: Corpus, text: np.ndarray) -> list[np.ndarray]:
+    """Where START_SHARES' samples may begin."""
+    documents = np.concatenate([[0], np.flatnonzero(text[:-1] == EOS) + 1])
+    return [np.arange(len(text)), corpus.line_starts(text), documents]
 
 
 class Renamer:
