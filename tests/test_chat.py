@@ -176,7 +176,8 @@ def test_the_session_has_read_the_whole_conversation_each_turn(model: Model) -> 
         assert chat.messages[-1] == {"role": "user", "content": turn}
         prompt = encode_chat(model, chat.template, chat.template.render(chat.messages))
         assert chat.session.tokens[: len(prompt)] == prompt
-        assert model.tokenizer.decode(chat.session.tokens[len(prompt) :]) == answer
+        read = model.tokenizer.decode(chat.session.tokens[len(prompt) :])
+        assert read.partition("<|im_end|>")[0] == answer  # the model may end its turn as the template does
 
 
 def test_a_turn_reads_only_what_is_new(model: Model) -> None:
