@@ -72,7 +72,7 @@ def options_for(given: argparse.Namespace) -> Options:
         lora_steps=given.lora_steps,
         lora_rate=2e-4,
         lora_rank=given.lora_rank,
-        lora_cache=(64, 64),
+        lora_cache=(64,),
         lora_window=(64, 448),
         lora_target="text",
         lora_maps=True,

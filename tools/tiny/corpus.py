@@ -25,8 +25,8 @@ _BLANK_LINES = re.compile(r"\n[ \t]*(?=\n)")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens as uint16. unseen: documents that the teacher is not trained on, but polish and LoRA are, on what the
-    teacher foretells of them; dense: without blank lines, for haystacks; words and sentences are for recall tasks.
+    """Tokens as uint16. unseen: documents that the teacher is not trained on, but its polish, on what it foretells of
+    them, and the LoRA; dense: without blank lines, for haystacks; words and sentences are for recall tasks.
     """
 
     tokenizer: Tokenizer
