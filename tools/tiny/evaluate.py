@@ -116,8 +116,7 @@ def evaluate(
     """
     begin, evaluation = time.perf_counter(), Evaluation(student, corpus)
     kappa = student.options.settings.kappa
-    shapes, rules = ((448, 64), (320, 192), (256, 256)), (("weighted_recall", kappa), ("self_recall", 0.0))
-    large = [Memory(512, 0), *(Memory(*shape, *rule) for rule in rules for shape in shapes)]
+    large = [Memory(512, 0), *_by_both_rules([(448, 64), (320, 192), (256, 256)], kappa)]
     short = min(lengths)
     result: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
     if "perplexity" not in result:
@@ -139,8 +138,11 @@ def evaluate(
 
 
 def _memories(sparse: list[int], kappa: float) -> list[Memory]:
-    both = [(size, rule) for rule in (("weighted_recall", kappa), ("self_recall", 0.0)) for size in sparse]
-    return [SOFTMAX, Memory(64, 0), *(Memory(64, size, *rule) for size, rule in both)]
+    return [SOFTMAX, Memory(64, 0), *_by_both_rules([(64, size) for size in sparse], kappa)]
+
+
+def _by_both_rules(shapes: list[tuple[int, int]], kappa: float) -> list[Memory]:
+    return [Memory(*shape, *rule) for rule in (("weighted_recall", kappa), ("self_recall", 0.0)) for shape in shapes]
 
 
 def _table(title: str, columns: dict[str, dict[str, float]]) -> str:
